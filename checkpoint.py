@@ -1,0 +1,247 @@
+"""
+An out_dir: saving, loading, verifying, and choosing what to resume.
+
+    ckpt.pt        what sample.py reads: the best by validation loss, or the newest with always_save_checkpoint
+    last.pt        the newest complete state, which init_from='resume' continues
+    *.prev.pt      the one before each, used when the newer one turns out broken
+    metrics.jsonl  one JSON object a step that was logged or evaluated
+    replaced/      the run that was here before a new one started
+
+A checkpoint is a torch.save of a dict with nanoGPT's six keys (model, optimizer, model_args, iter_num, best_val_loss,
+config) and ours; nanoGPT's own files are read as they are.
+"""
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import torch
+
+from runtime import UserError, warn
+
+FORMAT_VERSION = 1
+DIGESTED = ('model', 'optimizer')
+RUN = ('ckpt.pt', 'ckpt.prev.pt', 'last.pt', 'last.prev.pt', 'metrics.jsonl')  # the files of one
+NEEDED = {'model': dict, 'model_args': dict, 'iter_num': int, 'config': dict}
+
+
+# ---- saving ----
+
+def save(out_dir, checkpoint, names):
+    """Writes checkpoint once, atomically, and puts it in place as NAME.pt for each of names ('last', 'ckpt').
+
+    The file under each name before becomes NAME.prev.pt. A kill at any moment leaves a complete NAME.pt or
+    NAME.prev.pt. OSError if the disk is full or the folder can't be written; what was there before stays whole."""
+    checkpoint = {**checkpoint, **_provenance(), 'format_version': FORMAT_VERSION,
+                  'digest': {part: digest(checkpoint[part]) for part in DIGESTED}}
+    os.makedirs(out_dir, exist_ok=True)
+    temporaries = [os.path.join(out_dir, f'.{name}.pt.tmp') for name in names]
+    _remove(temporaries)  # a kill may have left some; one may even be a second name of last.pt
+    try:
+        with open(temporaries[0], 'wb') as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        for other in temporaries[1:]:
+            _link_or_copy(temporaries[0], other)
+        for name, temporary in zip(names, temporaries, strict=True):
+            path = os.path.join(out_dir, f'{name}.pt')
+            if os.path.exists(path):
+                os.replace(path, os.path.join(out_dir, f'{name}.prev.pt'))
+            os.replace(temporary, path)
+        _sync_folder(out_dir)
+    finally:
+        _remove(temporaries)
+
+
+def digest(tree):
+    """sha256, as hex, of nested dicts and lists: keys, plain values, and the shapes, types and bytes of tensors."""
+    sha256 = hashlib.sha256()
+
+    def update(node):
+        if isinstance(node, torch.Tensor):
+            sha256.update(f'{tuple(node.shape)}{node.dtype}'.encode())
+            sha256.update(node.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(node, dict):
+            for key, value in node.items():
+                sha256.update(repr(key).encode())
+                update(value)
+        elif isinstance(node, (list, tuple)):
+            for value in node:
+                update(value)
+        else:
+            sha256.update(repr(node).encode())
+
+    update(tree)
+    return sha256.hexdigest()
+
+
+def _provenance():
+    """What code made a checkpoint: the versions of the libraries, and the git revision of this folder if it has one."""
+    import numpy
+    revision = None
+    here = os.path.dirname(os.path.abspath(__file__))
+    if os.path.exists(os.path.join(here, '.git')):
+        try:
+            answer = subprocess.run(['git', '-C', here, 'describe', '--always', '--dirty', '--abbrev=40'],
+                                    capture_output=True, text=True, timeout=10, check=False)
+            revision = answer.stdout.strip() or None
+        except (OSError, subprocess.TimeoutExpired):
+            revision = None  # git is not installed, or hangs on a network disk: the revision stays unknown
+    return {'versions': {'torch': str(torch.__version__), 'numpy': numpy.__version__}, 'git_revision': revision}
+
+
+def _remove(paths):
+    for path in paths:
+        if os.path.exists(path):
+            os.remove(path)
+
+
+def _link_or_copy(source, target):
+    try:
+        os.link(source, target)  # both names share one file: each is only ever replaced, never written into
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def _sync_folder(folder):
+    if os.name == 'posix':  # elsewhere a folder can't be opened, and a rename is durable by itself
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def set_aside(out_dir):
+    """Moves the run that an out_dir holds into out_dir/replaced, so that a new one can't be mixed up with it."""
+    found = [name for name in RUN if os.path.exists(os.path.join(out_dir, name))]
+    if found:
+        replaced = os.path.join(out_dir, 'replaced')
+        os.makedirs(replaced, exist_ok=True)
+        _remove(os.path.join(replaced, name) for name in RUN)
+        for name in found:
+            os.replace(os.path.join(out_dir, name), os.path.join(replaced, name))
+        warn(f'{out_dir} held another run, which is now in {replaced}')
+
+
+def cut_metrics(out_dir, step):
+    """Drops what metrics.jsonl says of later steps than this one, and a line that a kill has left unfinished."""
+    path = os.path.join(out_dir, 'metrics.jsonl')
+    if not os.path.exists(path):
+        return
+    with open(path, encoding='utf-8') as file:
+        lines = [line for line in file if line.endswith('\n') and json.loads(line)['step'] <= step]
+    with open(path + '.tmp', 'w', encoding='utf-8') as file:
+        file.writelines(lines)
+    os.replace(path + '.tmp', path)
+
+
+# ---- loading ----
+
+def load(path, digested=DIGESTED):
+    """The checkpoint at path, on the CPU: a dict in which the reference's peculiarities are evened out.
+
+    digested: the parts whose digest is verified (one that has none, as nanoGPT's, passes). UserError in one sentence if
+    the file is missing, broken, unsafe or of another kind."""
+    if not os.path.isfile(path):
+        raise UserError(f'{path} not found: train a model first, or name the folder of one with --out_dir')
+    try:
+        # Mapped, what is not asked for (sampling needs no moments) is never read.
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap='optimizer' not in digested)
+    except Exception as error:  # a broken file can fail anywhere in unpickling, and is refused whatever it raises
+        unsafe = re.search(r'Unsupported [^\n]*?(GLOBAL \S+|class \S+)', str(error))
+        plain = f'{type(error).__name__}: {error}'.split('\n')[0][:150]
+        reason = f'it asks to run {unsafe[1]}' if unsafe else plain
+        raise UserError(f'{path} is not a checkpoint that can be read safely ({reason})') from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f'{path} holds a {type(checkpoint).__name__}, not the dict of a training run')
+    for key, kind in NEEDED.items():
+        if not isinstance(checkpoint.get(key), kind):
+            raise UserError(f'{path} has no usable {key!r}: it is not the checkpoint of a training run')
+    if checkpoint.get('format_version', FORMAT_VERSION) > FORMAT_VERSION:
+        raise UserError(f"{path} has format version {checkpoint['format_version']}, this program reads up to "
+                        f'{FORMAT_VERSION}: update the program')
+    for part in digested:
+        if part in checkpoint.get('digest', {}) and digest(checkpoint[part]) != checkpoint['digest'][part]:
+            raise UserError(f'{path} is damaged: the digest of its {part!r} does not match')
+    # A compiled model's names carry a prefix, and nanoGPT on torch 1 kept its attention masks.
+    checkpoint['model'] = {name.removeprefix('_orig_mod.'): tensor for name, tensor in checkpoint['model'].items()
+                           if not name.endswith('.attn.bias')}
+    checkpoint['model_args'].setdefault('gelu', 'exact')  # nanoGPT's only form; ours always name theirs
+    return checkpoint
+
+
+def _first_that_loads(paths, digested=DIGESTED):
+    """(checkpoint, path) of the first readable file; those before it are named in a warning."""
+    refusals = []
+    for path in paths:
+        try:
+            checkpoint = load(path, digested)
+        except UserError as error:
+            refusals.append(str(error))
+            continue
+        if refusals:
+            warn(f"{'; '.join(refusals)}: using {path} (step {checkpoint['iter_num']}) instead")
+        return checkpoint, path
+    raise UserError('; '.join(refusals))
+
+
+def _existing(out_dir, *names):
+    paths = [os.path.join(out_dir, name) for name in names]
+    found = [path for path in paths if os.path.exists(path)]
+    if not found:
+        raise UserError(f'{out_dir} holds no checkpoint ({" or ".join(names[::2])}): '
+                        'train a model first, or name the folder of one with --out_dir')
+    return found
+
+
+def load_to_sample(out_dir):
+    """(checkpoint, path) of ckpt.pt, else of what stands in for it; only the weights are verified."""
+    return _first_that_loads(_existing(out_dir, 'ckpt.pt', 'ckpt.prev.pt', 'last.pt', 'last.prev.pt'), ('model',))
+
+
+def load_to_resume(out_dir):
+    """(checkpoint, path) of the newest state: last.pt, or ckpt.pt when that is further or alone, or the ones before."""
+    last = _existing(out_dir, 'last.pt', 'last.prev.pt', 'ckpt.pt', 'ckpt.prev.pt')
+    checkpoint, path = _first_that_loads(last)
+    best = os.path.join(out_dir, 'ckpt.pt')
+    if path != best and os.path.exists(best) and not _same_file(path, best):
+        try:
+            other = load(best)
+        except UserError as error:
+            warn(str(error))
+        else:
+            if other['iter_num'] > checkpoint['iter_num']:
+                return other, best
+    return checkpoint, path
+
+
+def _same_file(one, other):
+    return os.path.samestat(os.stat(one), os.stat(other))
+
+
+# ---- into a model ----
+
+def restore_model(model, checkpoint, path):
+    """Copies the checkpoint's weights into model; UserError if they are not those of this shape."""
+    try:
+        model.load_state_dict(checkpoint['model'])
+    except RuntimeError as error:
+        details = ' '.join(str(error).split())[:300]
+        raise UserError(f'the weights in {path} do not fit the model_args beside them ({details})') from error
+
+
+def restore_optimizer(optimizer, checkpoint, path):
+    """Copies the checkpoint's moments into optimizer, whose own learning rate, betas and decay stay in force."""
+    groups = optimizer.state_dict()['param_groups']
+    state = checkpoint.get('optimizer', {}).get('state')
+    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
+    fits = isinstance(state, dict) and all(
+        i in range(len(parameters)) and moments['exp_avg'].shape == moments['exp_avg_sq'].shape == parameters[i].shape
+        for i, moments in state.items())
+    if not fits:
+        raise UserError(f'the optimizer state in {path} is missing or of another model')
+    optimizer.load_state_dict({'state': state, 'param_groups': groups})

@@ -1,0 +1,135 @@
+"""
+Token files: opening, checking, and the batch for a given (seed, split, step, micro-batch).
+
+A data set is a folder with train.bin and val.bin, raw little-endian unsigned integers without a header, and meta.json,
+which says what they hold. A folder of nanoGPT's (no meta.json; meta.pkl or nothing) is read as well.
+"""
+import io
+import json
+import os
+import pickle
+
+import numpy as np
+import torch
+
+from runtime import UserError
+
+FORMAT_VERSION = 1
+DTYPES = {'uint16': np.dtype('<u2'), 'uint32': np.dtype('<u4')}  # on disk: little-endian on every machine
+STREAMS = {'train': 0, 'eval-train': 1, 'eval-val': 2}  # evaluation never draws from the stream that training sees
+GPT2_VOCAB_SIZE = 50257
+META_KEYS = ('dtype', 'vocab_size', 'tokenizer')
+
+
+def read_meta(folder):
+    """What a data set's files hold, as a dict: dtype ('uint16' or 'uint32'), vocab_size (int, or None if nothing says)
+    and tokenizer (the dict that tokenizer.py reads). UserError if meta.json is broken."""
+    path = os.path.join(folder, 'meta.json')
+    if not os.path.exists(path):
+        return _read_nanogpt_meta(folder)
+    try:
+        with open(path, encoding='utf-8') as file:
+            meta = json.load(file)
+        version, dtype, vocab_size, tokenizer = map(meta.__getitem__, ('format_version', *META_KEYS))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path} is not a readable meta.json ({error!r}): prepare the data set again') from error
+    if version != FORMAT_VERSION:
+        raise UserError(f'{path} has format version {version!r}, this program reads {FORMAT_VERSION}: '
+                        'update the program, or prepare the data set again')
+    if dtype not in DTYPES or not isinstance(vocab_size, int) or vocab_size < 1 or not isinstance(tokenizer, dict):
+        raise UserError(f'{path} has dtype {dtype!r}, vocab_size {vocab_size!r} and a tokenizer of type '
+                        f'{type(tokenizer).__name__}: prepare the data set again')
+    return meta
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Admits dict, list, str, int and the like, which need no import, and nothing that could run code."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f'it wants to import {module}.{name}')
+
+
+def _read_nanogpt_meta(folder):
+    path = os.path.join(folder, 'meta.pkl')
+    if not os.path.exists(path):  # what nanoGPT takes such a folder for
+        return {'dtype': 'uint16', 'vocab_size': None, 'tokenizer': {'kind': 'gpt2'}}
+    try:
+        with open(path, 'rb') as file:
+            meta = _PlainUnpickler(io.BytesIO(file.read())).load()
+        itos = meta['itos']
+        chars = [itos[i] for i in range(len(itos))]
+        vocab_size = int(meta['vocab_size'])
+    except Exception as error:  # a hostile or broken pickle can raise anything; the file is refused either way
+        raise UserError(f'{path} is not the vocabulary of a character data set ({error}): '
+                        f'run python {os.path.join(folder, "prepare.py")} to write meta.json') from error
+    return {'dtype': 'uint16', 'vocab_size': vocab_size, 'tokenizer': {'kind': 'char', 'chars': chars}}
+
+
+class TokenFile:
+    """One .bin file, opened once and read by offset.
+
+    Reads go through the file, not a memory map: a file cut short while we train then ends in a sentence and not in a
+    bus error, and two system calls a row cost less than faulting pages in.
+
+    path: the file; dtype: 'uint16' or 'uint32'; vocab_size: ids must be below it (None: not checked);
+    block_size: the longest sequence that will be asked for."""
+
+    def __init__(self, path, dtype='uint16', vocab_size=None, block_size=1):
+        self.path, self.dtype, self.vocab_size = path, DTYPES[dtype], vocab_size
+        try:
+            self.file = open(path, 'rb', buffering=0)
+        except FileNotFoundError:
+            raise UserError(f'{path} not found: {_how_to_prepare(path)}') from None
+        except OSError as error:
+            raise UserError(f'{path} cannot be read ({error.strerror}): {_how_to_prepare(path)}') from None
+        size = os.fstat(self.file.fileno()).st_size
+        self.tokens = size // self.dtype.itemsize
+        if size == 0:
+            raise UserError(f'{path} is empty: {_how_to_prepare(path)}')
+        if size % self.dtype.itemsize:
+            raise UserError(f'{path} has {size} bytes, no whole number of {dtype} tokens: it is cut short or of '
+                            f'another format; {_how_to_prepare(path)}')
+        if self.tokens <= block_size:
+            raise UserError(f'{path} has {self.tokens} tokens, but block_size={block_size} needs {block_size + 1}: '
+                            f'use --block_size={self.tokens - 1} or less, or more text')
+
+    def __len__(self):
+        return self.tokens
+
+    def rows(self, starts, length):
+        """int64 array (len(starts), length): the tokens from each start on. UserError for a bad id or a short file."""
+        rows = np.empty((len(starts), length), self.dtype)
+        for row, start in zip(rows, starts, strict=True):
+            self.file.seek(int(start) * self.dtype.itemsize)
+            if self.file.readinto(memoryview(row).cast('B')) != row.nbytes:
+                raise UserError(f'{self.path} ends before token {start + length}, although it had {self.tokens} tokens '
+                                'when it was opened: something has cut it short')
+        if self.vocab_size is not None and rows.max() >= self.vocab_size:
+            row, column = np.argwhere(rows >= self.vocab_size)[0]
+            raise UserError(f'{self.path} holds the id {rows[row, column]} at token {starts[row] + column}, but the '
+                            f'vocabulary has {self.vocab_size}: the file is of another tokenizer or format')
+        return rows.astype(np.int64)
+
+    def batch(self, seed, stream, step, micro_batch, batch_size, block_size, device, part=0, parts=1):
+        """Random windows for one micro-batch, the same for the same arguments wherever and whenever they are asked for.
+
+        stream: a key of STREAMS; micro_batch: its number within the step, over all ranks; part, parts: give only every
+        parts-th row, from row number part on. Returns x and y, int64 (batch_size / parts, block_size) on device; y is x
+        one token later."""
+        random = np.random.default_rng([seed, STREAMS[stream], step, micro_batch])
+        starts = random.integers(0, self.tokens - block_size, size=batch_size)[part::parts]
+        rows = torch.from_numpy(self.rows(starts, block_size + 1))
+        x, y = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        if device.type == 'cuda':  # a pinned copy runs beside the kernels queued before it
+            return x.pin_memory().to(device, non_blocking=True), y.pin_memory().to(device, non_blocking=True)
+        return x.to(device), y.to(device)
+
+
+def _how_to_prepare(path):
+    folder = os.path.dirname(path)
+    script = os.path.join(folder, 'prepare.py')
+    if not os.path.exists(script):
+        return f'put train.bin, val.bin and meta.json into {folder}'
+    if os.path.basename(folder) == 'openwebtext':
+        return f'run python {script} (54 GB), or start with python train.py config/train_shakespeare_char.py'
+    return f'run python {script}'

@@ -1,0 +1,334 @@
+"""
+GPT-2 in one file: configuration, blocks, loss, import of published weights, optimizer, FLOP arithmetic, generation.
+
+Shapes at the ends of lines: B batch, T time (positions), C channels (n_embd), V vocabulary, nh heads, hs head size.
+
+References:
+[1] Radford et al. 2019, Language Models are Unsupervised Multitask Learners (GPT-2)
+[2] Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B: FLOPs per token and MFU
+[3] Holtzman et al. 2020, The Curious Case of Neural Text Degeneration, arXiv 1904.09751: top-p sampling
+"""
+import math
+import os
+import re
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+GPT2_NAMES = ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')
+
+# Peak dense matrix FLOP/s in bfloat16 with float32 accumulation (float16 on T4 and V100, which have no bfloat16), from
+# the makers' data sheets. The first pattern found in the name that the device gives itself counts.
+PEAK_FLOPS = (
+    (r'\bB200\b|\bGB200\b', 2250e12),
+    (r'\bH200\b|\bGH200\b', 989e12),
+    (r'\bH100 NVL\b',       835e12),
+    (r'\bH100 PCIe\b',      756e12),
+    (r'\bH100\b',           989e12),
+    (r'\bA100\b',           312e12),
+    (r'\bL40S\b',           362e12),
+    (r'\bL40\b',            181e12),
+    (r'\bL4\b',             121e12),
+    (r'\bA40\b',            150e12),
+    (r'\bA10G\b',            70e12),
+    (r'\bA10\b',            125e12),
+    (r'\bV100\b',           125e12),
+    (r'\bT4\b',              65e12),
+    (r'\bRTX 5090$',        209.5e12),  # $: the laptop cards carry the same number and a word more
+    (r'\bRTX 4090$',        165.2e12),
+    (r'\bRTX 3090$',         71e12),
+    (r'\bMI300X\b',        1307e12),
+    (r'\bMI250X\b',         191.5e12),  # of one of its two dies, which is what torch sees as a device
+)
+
+
+def peak_flops(device_name):
+    """Peak dense bfloat16 FLOP/s of a device by its name, or None where the table has no such device."""
+    if 'MIG' in device_name.split():  # a slice of a card
+        return None
+    return next((flops for pattern, flops in PEAK_FLOPS if re.search(pattern, device_name)), None)
+
+
+@dataclass
+class GPTConfig:
+    """Shape of a GPT. ValueError, with every problem in one sentence, if the fields do not fit together."""
+    block_size: int = 1024   # longest sequence, in tokens
+    vocab_size: int = 50304  # GPT-2's 50257 rounded up to a multiple of 64, which matrix units like
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    bias: bool = True        # in the linear layers and layer norms, as GPT-2 has it
+    gelu: str = 'tanh'       # 'tanh': the approximation that GPT-2's weights were trained with; 'exact': with erf
+
+    def __post_init__(self):
+        sizes = ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd')
+        wrong = [f'{name}={getattr(self, name)} must be at least 1' for name in sizes if getattr(self, name) < 1]
+        if not wrong and self.n_embd % self.n_head:
+            wrong.append(f'n_embd={self.n_embd} must be a multiple of n_head={self.n_head}')
+        if not 0 <= self.dropout < 1:
+            wrong.append(f'dropout={self.dropout} must be at least 0 and below 1')
+        if self.gelu not in ('tanh', 'exact'):
+            wrong.append(f"gelu={self.gelu!r} must be 'tanh' or 'exact'")
+        if wrong:
+            raise ValueError('; '.join(wrong))
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation whose bias may be left out."""
+
+    def __init__(self, n_embd, bias):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(n_embd))
+        self.bias = nn.Parameter(torch.zeros(n_embd)) if bias else None
+
+    def forward(self, x):
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, eps=1e-5)
+
+
+class CausalSelfAttention(nn.Module):
+
+    def __init__(self, config):
+        super().__init__()
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k and v in one product
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+
+    def forward(self, x):
+        B, T, C = x.shape
+        q, k, v = (part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, nh, T, hs)
+                   for part in self.c_attn(x).split(C, dim=2))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0)
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return F.dropout(self.c_proj(y), self.dropout, self.training)
+
+
+class MLP(nn.Module):
+
+    def __init__(self, config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.gelu = nn.GELU(approximate='tanh' if config.gelu == 'tanh' else 'none')
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        return self.dropout(self.c_proj(self.gelu(self.c_fc(x))))
+
+
+class Block(nn.Module):
+
+    def __init__(self, config):
+        super().__init__()
+        self.ln_1 = LayerNorm(config.n_embd, config.bias)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = LayerNorm(config.n_embd, config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x):
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict({
+            'wte': nn.Embedding(config.vocab_size, config.n_embd),
+            'wpe': nn.Embedding(config.block_size, config.n_embd),
+            'drop': nn.Dropout(config.dropout),
+            'h': nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+            'ln_f': LayerNorm(config.n_embd, config.bias),
+        })
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.transformer.wte.weight = self.lm_head.weight  # one matrix reads tokens and writes logits
+        self._init_weights()
+
+    @torch.no_grad()
+    def _init_weights(self):
+        # Normal with deviation 0.02; each block adds two projections to the residual stream, so theirs are scaled by
+        # 1/sqrt(2 n_layer) to keep its variance at depth ([1] section 2.3). Biases 0, norms 1.
+        for name, parameter in self.named_parameters():
+            if name.endswith('c_proj.weight'):
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer))
+            elif parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith('bias'):
+                nn.init.zeros_(parameter)
+
+    def forward(self, idx, targets=None):
+        """idx: int64 (B, T), T <= block_size; targets: int64 (B, T), -1 where a position does not count, or None.
+
+        Returns (logits, loss): with targets, logits (B, T, V) and the mean cross-entropy in nats; without, logits
+        (B, 1, V) of the last position and None. ValueError if T is 0 or larger than block_size."""
+        T = idx.size(1)
+        if not 0 < T <= self.config.block_size:
+            raise ValueError(f'a sequence of {T} tokens: this model takes 1 to {self.config.block_size} (block_size)')
+        positions = torch.arange(T, device=idx.device)
+        x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(positions))  # (B, T, C)
+        for block in self.transformer.h:
+            x = block(x)
+        x = self.transformer.ln_f(x)
+        if targets is None:
+            return self.lm_head(x[:, -1:]), None
+        logits = self.lm_head(x)  # (B, T, V)
+        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
+
+    def get_num_params(self, non_embedding=True):
+        """Number of parameters; the tied matrix counts once, position embeddings only with non_embedding=False."""
+        total = sum(parameter.numel() for parameter in self.parameters())
+        return total - self.transformer.wpe.weight.numel() if non_embedding else total
+
+    def crop_block_size(self, block_size):
+        """Shortens the context to block_size positions, in place. ValueError if that is not 1 to the present size."""
+        if not 1 <= block_size <= self.config.block_size:
+            raise ValueError(f'block_size={block_size}: this model has {self.config.block_size} positions, '
+                             f'choose 1 to {self.config.block_size}')
+        wpe = self.transformer.wpe
+        wpe.weight = nn.Parameter(wpe.weight.detach()[:block_size].clone())  # a view would keep and save the whole
+        wpe.num_embeddings = self.config.block_size = block_size
+
+    # ---- published weights ----
+
+    @classmethod
+    def from_pretrained(cls, model_type, override_args=None):
+        """GPT with the weights of a published GPT-2, in float32.
+
+        model_type: 'gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl', the Hugging Face hub id of any model of the same
+        architecture ('distilgpt2'), or a directory written by save_pretrained. Only safetensors files are read.
+        override_args: {'dropout': float} or None. ValueError, in one sentence, for anything that can't be loaded."""
+        overrides = dict(override_args or {})
+        if set(overrides) - {'dropout'}:
+            raise ValueError(f'only dropout may be overridden in a pretrained model, not {sorted(overrides)}')
+        try:
+            if not (os.path.isdir(model_type) or '/' in model_type or model_type in (*GPT2_NAMES, 'distilgpt2')):
+                raise ValueError('it is no directory, and the hub writes its ids owner/name')
+            from transformers import GPT2Config, GPT2LMHeadModel  # takes seconds, so not for a mistake in the name
+            described, _ = GPT2Config.get_config_dict(model_type)
+            if described.get('model_type') != 'gpt2':
+                raise ValueError(f"its architecture is {described.get('model_type')!r}, not 'gpt2'")
+            source = GPT2Config.from_dict(described)
+            config = cls._config_from_hugging_face(source, overrides)
+            weights = GPT2LMHeadModel.from_pretrained(model_type, config=source, dtype=torch.float32,
+                                                      use_safetensors=True).state_dict()
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            reason = str(error).strip().split('\n')[0]
+            raise ValueError(f'{model_type} cannot be loaded as a GPT-2 ({reason}): give {", ".join(GPT2_NAMES)}, the '
+                             'hub id of a model of that architecture, or a directory with config.json and '
+                             'model.safetensors; offline, only directories and downloaded models work') from error
+        model = cls(config)
+        model._copy_from_hugging_face(weights)
+        return model
+
+    @staticmethod
+    def _config_from_hugging_face(source, overrides):
+        gelu = {'gelu_new': 'tanh', 'gelu_pytorch_tanh': 'tanh', 'gelu': 'exact'}.get(source.activation_function)
+        unlike = [f'{name} is {value!r}' for name, value, fine in (
+            ('activation_function', source.activation_function, gelu is not None),
+            ('n_inner', source.n_inner, source.n_inner in (None, 4 * source.n_embd)),
+            ('layer_norm_epsilon', source.layer_norm_epsilon, source.layer_norm_epsilon == 1e-5),
+            ('scale_attn_weights', source.scale_attn_weights, source.scale_attn_weights),
+            ('scale_attn_by_inverse_layer_idx', True, not source.scale_attn_by_inverse_layer_idx),
+            ('tie_word_embeddings', False, source.tie_word_embeddings),
+        ) if not fine]
+        if unlike:
+            raise ValueError(f"its config differs from GPT-2's: {', '.join(unlike)}")
+        return GPTConfig(block_size=source.n_positions, vocab_size=source.vocab_size, n_layer=source.n_layer,
+                         n_head=source.n_head, n_embd=source.n_embd, bias=True, gelu=gelu,
+                         dropout=overrides.get('dropout', 0.0))
+
+    @torch.no_grad()
+    def _copy_from_hugging_face(self, weights):
+        for name, parameter in self.named_parameters():
+            weight = weights[name]
+            if name.endswith(('c_attn.weight', 'c_proj.weight', 'c_fc.weight')):
+                weight = weight.t()  # their Conv1D keeps (in, out), nn.Linear (out, in)
+            parameter.copy_(weight)
+
+    # ---- optimizer and arithmetic ----
+
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
+        """AdamW in which matrices and embeddings decay, biases and norms do not; fused where torch has the kernel."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups = [{'params': [p for p in parameters if p.dim() >= 2], 'weight_decay': weight_decay},
+                  {'params': [p for p in parameters if p.dim() < 2], 'weight_decay': 0.0}]
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=device_type in ('cpu', 'cuda', 'mps'))
+
+    def flops_per_token(self):
+        """Floating-point operations of a forward and backward pass per token: 6 N + 12 L nh hs T ([2] appendix B)."""
+        c = self.config
+        return 6 * self.get_num_params() + 12 * c.n_layer * c.n_embd * c.block_size
+
+    def estimate_mfu(self, fwdbwd_per_iter, dt):
+        """Model FLOPs utilisation ([2] appendix B): the share, 0 to 1, of its peak that this model's device reaches if
+        it takes dt seconds for fwdbwd_per_iter sequences of block_size. None where the peak is unknown."""
+        device = self.lm_head.weight.device
+        peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == 'cuda' else None
+        return peak and self.flops_per_token() * self.config.block_size * fwdbwd_per_iter / dt / peak
+
+    # ---- generation ----
+
+    @torch.no_grad()
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, **options):
+        """Continues each row of idx, int64 (B, T), by max_new_tokens ids; returns int64 (B, T + new). The arguments are
+        those of stream(). Fewer are added only when every row has met a stop token."""
+        return torch.cat([idx, *self.stream(idx, max_new_tokens, temperature, top_k, **options)], dim=1)
+
+    @torch.no_grad()
+    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, stop_tokens=(), vocab_size=None,
+               generator=None):
+        """Yields the ids of one new position after another, int64 (B, 1); of a context longer than block_size the last
+        block_size tokens count.
+
+        temperature: 0 (or below 1e-6) takes the likeliest token, 1 samples from the model's own distribution
+        top_k: sample from the k likeliest tokens only; None or 0: from all
+        top_p: sample from the fewest likeliest tokens whose probabilities reach p [3]; None or 1: from all
+        stop_tokens: ids that end a row, which is then filled with that id; generation ends when all rows have
+        vocab_size: ids from this on are never chosen (a tokenizer may know fewer than the padded model)
+        generator: torch.Generator on idx's device; None: torch's global one
+        ValueError for an empty context or an argument out of range."""
+        _check_sampling(idx, max_new_tokens, temperature, top_k, top_p)
+        ended = torch.zeros_like(idx[:, :1], dtype=torch.bool)  # (B, 1)
+        stop_tokens = torch.tensor(list(stop_tokens), dtype=torch.int64, device=idx.device)
+        for _ in range(max_new_tokens):
+            idx = idx[:, -self.config.block_size:]
+            logits = self(idx)[0][:, -1, :vocab_size].float()  # (B, V)
+            chosen = _choose(logits, temperature, top_k, top_p, generator)
+            chosen = torch.where(ended, idx[:, -1:], chosen)
+            yield chosen
+            ended = ended | torch.isin(chosen, stop_tokens)
+            if len(stop_tokens) and ended.all():
+                return
+            idx = torch.cat([idx, chosen], dim=1)
+
+
+def _check_sampling(idx, max_new_tokens, temperature, top_k, top_p):
+    if idx.dim() != 2 or idx.size(1) == 0:
+        raise ValueError("nothing to continue: the prompt has no tokens (give at least one, such as a newline)")
+    if max_new_tokens < 0:
+        raise ValueError(f'max_new_tokens={max_new_tokens} must be at least 0')
+    if not (temperature >= 0 and math.isfinite(temperature)):
+        raise ValueError(f'temperature={temperature} must be a number of at least 0')
+    if top_k is not None and top_k < 0:
+        raise ValueError(f'top_k={top_k} must be at least 1, or 0 or None for all')
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f'top_p={top_p} must be above 0 and at most 1')
+
+
+def _choose(logits, temperature, top_k, top_p, generator):
+    """One id for each row of logits (B, V), as int64 (B, 1)."""
+    if temperature < 1e-6:  # the limit; dividing by less would overflow float32
+        return logits.argmax(dim=-1, keepdim=True)
+    # In order of likelihood top-k is a slice, which keeps exactly k among ties, and top-p a running sum.
+    k = min(top_k or logits.size(-1), logits.size(-1))
+    logits, order = logits.topk(k, dim=-1)  # (B, k), sorted
+    probabilities = F.softmax(logits / temperature, dim=-1)
+    if top_p is not None:
+        before = probabilities.cumsum(dim=-1) - probabilities  # the first is always kept: nothing is before it
+        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
+    return order.gather(1, torch.multinomial(probabilities, 1, generator=generator))

@@ -1,0 +1,241 @@
+"""
+Which machine, precision and process this is: what train.py, sample.py and bench.py decide before they do anything,
+and how they end when the user or a file is at fault.
+"""
+import contextlib
+import math
+import os
+import platform
+import sys
+import warnings
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+RANK, LOCAL_RANK, WORLD_SIZE = (int(os.environ.get(name, default))  # torchrun sets these; alone we are rank 0 of 1
+                                for name, default in (('RANK', 0), ('LOCAL_RANK', 0), ('WORLD_SIZE', 1)))
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+
+
+# ---- errors ----
+
+class UserError(Exception):
+    """A user's mistake or a broken file. Its message is the one sentence to print: what is wrong, where, what to do.
+
+    Uncaught, it ends the process with that sentence on stderr, no traceback and exit status 2. Under torchrun the first
+    rank of each machine speaks for all, except for what only one rank can know (this_rank=True)."""
+
+    def __init__(self, sentence, this_rank=False):
+        super().__init__(sentence)
+        self.this_rank = this_rank
+
+
+def _end_with_a_sentence(kind, error, traceback):
+    if not issubclass(kind, UserError):
+        return sys.__excepthook__(kind, error, traceback)
+    sys.stdout.flush()
+    if LOCAL_RANK == 0 or error.this_rank:
+        print(f'error: {error}', file=sys.stderr)
+    raise SystemExit(2)
+
+
+sys.excepthook = _end_with_a_sentence
+
+
+@contextlib.contextmanager
+def explained(*kinds, prefix=''):
+    """Turns exceptions of these kinds into UserError; for calls whose exceptions of them are sentences for the user."""
+    try:
+        yield
+    except kinds as error:
+        raise UserError(f'{prefix}{error}') from error
+
+
+def warn(sentence):
+    """One line on stderr, from the first rank alone."""
+    if RANK == 0:
+        print(f'warning: {sentence}', file=sys.stderr, flush=True)
+
+
+def print0(line):
+    """Prints from the first rank alone, at once, and above a progress bar if there is one."""
+    if RANK == 0:
+        tqdm.write(line)
+        sys.stdout.flush()
+
+
+# ---- device and precision ----
+
+def default_device():
+    """The best device here, as torch names it: 'cuda', 'mps' or 'cpu'."""
+    if torch.cuda.is_available():
+        return 'cuda'
+    return 'mps' if torch.backends.mps.is_available() else 'cpu'
+
+
+def check_device(device):
+    """torch.device of a device key; UserError where this machine has no such thing."""
+    try:
+        parsed = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device={device!r} is no device: use 'cuda', 'cuda:1', 'mps' or 'cpu'") from None
+    here = {'cuda': torch.cuda.is_available, 'mps': torch.backends.mps.is_available, 'cpu': lambda: True}
+    if parsed.type not in here:
+        raise UserError(f"device={device!r} is not supported: use 'cuda', 'cuda:1', 'mps' or 'cpu'")
+    if not here[parsed.type]():
+        raise UserError(f'device={device!r} is not available to this torch ({torch.__version__}): '
+                        f'use --device={default_device()}, or install the torch build for your hardware')
+    if parsed.type == 'cuda' and (parsed.index or 0) >= torch.cuda.device_count():
+        raise UserError(f'device={device!r}, but this machine has {torch.cuda.device_count()} GPU(s): start at most '
+                        'that many processes on it (torchrun --nproc_per_node)', this_rank=True)
+    return parsed
+
+
+def default_dtype(device, training_width=0):
+    """The fastest safe precision on a torch.device: 'bfloat16', 'float16' or 'float32'. training_width: the n_embd of a
+    model that is to be trained, 0 for one that only samples.
+
+    CUDA cards of compute capability 8 and newer multiply in bfloat16; older ones (T4, V100) only emulate it and take
+    float16. CPUs with AMX or AVX512-BF16 train wide models faster in bfloat16 (2 cores of a Zen 5 EPYC: 1.8x at n_embd
+    384, 1.6x at 768) and narrow ones not (0.95x at 128), and sampling has little to gain, for it only multiplies
+    vectors."""
+    if device.type == 'cuda':
+        return 'bfloat16' if torch.cuda.get_device_capability(device)[0] >= 8 else 'float16'
+    if device.type == 'cpu' and training_width >= 256:
+        capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
+        if capabilities.get('amx_bf16') or capabilities.get('avx512_bf16'):
+            return 'bfloat16'
+    return 'float32'
+
+
+def precision(device, dtype, training_width=0):
+    """The resolved dtype name, a factory of autocast contexts, and the gradient scaler (active in float16 only)."""
+    name = default_dtype(device, training_width) if dtype == 'auto' else dtype
+
+    def autocast():
+        if name == 'float32':
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=DTYPES[name])
+
+    return name, autocast, torch.amp.GradScaler(device.type, enabled=name == 'float16')
+
+
+def seed_dropout(seed, step, unit):
+    """Makes what dropout draws next a function of the seed, the step and the part of its batch: nothing to save."""
+    torch.manual_seed(((seed * 1_000_003 + step) * 1_000_003 + unit) % 2**63)
+
+
+def set_up_math(seed):
+    """Seeds torch, and lets what remains in float32 on CUDA use TF32 tensor cores."""
+    torch.manual_seed(seed)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+
+
+def device_name(device):
+    """What the hardware calls itself, e.g. 'NVIDIA H200' or 'AMD EPYC (2 threads)'."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    if device.type == 'mps':
+        return f'{platform.machine()} (MPS)'
+    name = getattr(torch.cpu, 'get_capabilities', dict)().get('cpu_name')
+    return f'{name or platform.processor() or platform.machine()} ({torch.get_num_threads()} threads)'
+
+
+def synchronize(device):
+    """Waits for the work queued on the device, so that a clock read next is true."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    elif device.type == 'mps':
+        torch.mps.synchronize()
+
+
+def peak_memory(device):
+    """(bytes, what they count): the most memory this process has held on the device so far; (None, …) if unknown."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device), 'allocated on the GPU'
+    if device.type == 'mps':
+        return torch.mps.driver_allocated_memory(), 'held by Metal now'
+    try:
+        import resource
+    except ImportError:  # Windows has no getrusage
+        return None, 'unknown on this system'
+    unit = 1 if sys.platform == 'darwin' else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, 'resident in RAM'
+
+
+def compile_or_warn(model, trial, **options):
+    """Compiles model in place (its state-dict names stay as they are) and runs trial(), which must call the model.
+
+    torch.compile works only at the first call; whatever stops it there (no C++ compiler, no triton, an unsupported
+    card) becomes one warning, and the model stays eager. Returns whether the model is compiled."""
+    model.compile(**options)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            trial()
+        return True
+    except Exception as error:  # a compiler's failures share no class; the model itself is proven eager just below
+        model.compile(disable=True)
+        trial()
+        first_line = (str(error).strip().splitlines() or [''])[0]
+        warn(f'torch.compile failed, going on without it ({type(error).__name__}: {first_line[:200]})')
+        return False
+
+
+# ---- processes ----
+
+@dataclass(frozen=True)
+class Process:
+    """This process among those that train together."""
+    device: torch.device
+    rank: int = RANK
+    local_rank: int = LOCAL_RANK
+    world_size: int = WORLD_SIZE
+
+    @property
+    def is_master(self):
+        return self.rank == 0
+
+    def share(self, micro_batches, batch_size):
+        """(parts, units): this rank's share of a step of so many micro-batches of batch_size rows.
+
+        Unit u is part u % parts of micro-batch u // parts, and goes to rank u % world_size. parts is 1 if the ranks
+        divide the micro-batches; else these are cut by rows, so that any number of ranks computes the same step."""
+        parts = self.world_size // math.gcd(micro_batches, self.world_size)
+        if batch_size % parts:
+            fine = [n for n in range(1, self.world_size) if batch_size % (n // math.gcd(micro_batches, n)) == 0]
+            raise UserError(f'{self.world_size} processes cannot share gradient_accumulation_steps={micro_batches} micro-'
+                            f'batches of batch_size={batch_size} evenly: {", ".join(map(str, fine))} processes can')
+        return parts, range(self.rank, micro_batches * parts, self.world_size)
+
+    def barrier(self):
+        if dist.is_initialized():
+            dist.barrier()
+
+    def all_reduce(self, tensor, op=dist.ReduceOp.SUM):
+        """Sum of the tensor over all ranks, in place; the tensor itself when there is one rank."""
+        if dist.is_initialized():
+            dist.all_reduce(tensor, op=op)
+        return tensor
+
+
+def set_up_process(device, backend):
+    """Process of this rank: alone, or in the group that torchrun describes. backend serves CUDA; others take gloo."""
+    if 'RANK' not in os.environ:
+        return Process(check_device(device))
+    if torch.device(device).type == 'cuda':
+        parsed = check_device(f'cuda:{LOCAL_RANK}')
+        torch.cuda.set_device(parsed)
+        dist.init_process_group(backend, device_id=parsed if backend == 'nccl' else None)
+    else:
+        parsed = check_device(device)
+        dist.init_process_group('gloo')
+    return Process(parsed)
+
+
+def tear_down_process():
+    if dist.is_initialized():
+        dist.destroy_process_group()

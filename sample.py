@@ -1,0 +1,143 @@
+"""
+Writes text with a trained model or a published GPT-2:
+
+    python sample.py --out_dir=out-shakespeare-char
+    python sample.py --init_from=gpt2-xl --start="What is the answer to life?" --num_samples=5 --max_new_tokens=100
+    python sample.py --start=FILE:prompt.txt
+    python sample.py --prompts=prompts.jsonl --output=completions.jsonl
+
+The last reads one prompt a line, {"prompt": "…"}, and writes {"prompt": "…", "completions": ["…", …]} for each.
+"""
+import json
+import os
+import sys
+
+import torch
+from tqdm import tqdm
+
+import checkpoint
+from configurator import configure
+from loader import read_meta
+from model import GPT, GPTConfig
+from runtime import UserError, check_device, compile_or_warn, default_device, explained, precision, set_up_math, warn
+from tokenizer import GPT2Tokenizer, load_tokenizer
+
+# ---- configuration ----
+# Model
+init_from = 'resume'                # resume (out_dir), gpt2, gpt2-medium, gpt2-large, gpt2-xl, a hub id or directory
+out_dir = 'out'                     # folder of the run, relative to where you are
+# Prompts
+start = '\n'                        # the prompt; FILE:prompt.txt takes the text of a file
+prompts = ''                        # a .jsonl file of many prompts, in place of start
+output = ''                         # the .jsonl file to write their completions to
+# Sampling
+num_samples = 10                    # >= 1 completions of each prompt
+max_new_tokens = 500                # >= 0 tokens in a completion
+temperature = 0.8                   # >= 0; below 1 bolder, above 1 wilder, 0 the likeliest token always
+top_k: int | None = 200             # >= 0 likeliest tokens to choose from; 0 or None: all
+top_p: float | None = None          # (0, 1], choose from the fewest tokens of this probability in sum; None: all
+seed = 1337                         # >= 0, the same seed gives the same text
+# System
+device = default_device()           # cuda, cuda:1, mps or cpu; unless told, the best one here
+dtype = 'auto'                      # 'auto' | 'float32' | 'bfloat16' | 'float16'
+compile = False                     # torch.compile, which takes a while to start
+
+
+def problems():
+    if bool(prompts) != bool(output):
+        yield 'prompts and output go together: --prompts=prompts.jsonl --output=completions.jsonl'
+
+
+config, given = configure(globals())
+
+
+def read_text(path):
+    try:
+        with open(path, encoding='utf-8') as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f'{path} cannot be read ({error.strerror})') from None
+    except UnicodeDecodeError as error:
+        raise UserError(f'{path} is not UTF-8 text (byte {error.start}): save it as UTF-8') from None
+
+
+def read_prompts(path):
+    """The prompts of a .jsonl file, as a list of str."""
+    found = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        try:
+            found.append(json.loads(line)['prompt'] + '')
+        except (ValueError, KeyError, TypeError, IndexError):
+            raise UserError(f'{path}, line {number}: expected a JSON object like {{"prompt": "text"}}') from None
+    if not found:
+        raise UserError(f'{path} has no prompts')
+    return found
+
+
+# ---- prompts: read before the model, which takes longer ----
+if prompts:
+    texts = read_prompts(prompts)
+else:
+    texts = [read_text(start[5:]) if start.startswith('FILE:') else start]
+
+# ---- model and tokenizer ----
+device = check_device(device)
+precision_name, autocast, _ = precision(device, dtype)
+set_up_math(seed)
+if init_from == 'resume':
+    saved, path = checkpoint.load_to_sample(out_dir)
+    with explained(ValueError, TypeError, prefix=f'{path}: '):
+        model = GPT(GPTConfig(**saved['model_args'] | {'dropout': 0.0}))
+    checkpoint.restore_model(model, saved, path)
+    about = saved.get('tokenizer')
+    if about is None:  # nanoGPT keeps the characters with the data only
+        data_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', saved['config'].get('dataset', ''))
+        about = read_meta(data_dir)['tokenizer']
+        warn(f"{path} names no tokenizer: taking the one of {data_dir}, kind {about['kind']!r}")
+    tokenizer = load_tokenizer(about)
+    print(f"{path}: step {saved['iter_num']}", file=sys.stderr)
+else:
+    with explained(ValueError):
+        model = GPT.from_pretrained(init_from)
+    path, tokenizer = init_from, GPT2Tokenizer()
+if tokenizer.vocab_size > model.config.vocab_size:
+    raise UserError(f'{path} has a vocabulary of {model.config.vocab_size} tokens and its tokenizer one of '
+                    f'{tokenizer.vocab_size}: they do not belong together')
+model.eval().to(device)
+
+if compile:
+    with torch.no_grad(), autocast():
+        example = torch.zeros(num_samples, 2, dtype=torch.int64, device=device)
+        compile_or_warn(model, lambda: model(example), dynamic=True)
+
+
+# ---- generation ----
+def complete(prompt, number, show=lambda text: None):
+    """The completions of a prompt, list of num_samples str. The first is shown piece by piece as it comes."""
+    ids = torch.tensor([tokenizer.encode(prompt)], dtype=torch.int64, device=device)  # (1, T)
+    generator = torch.Generator(device).manual_seed(seed + number)
+    decoder, positions = tokenizer.decoder(), []
+    with torch.no_grad(), autocast(), explained(ValueError, prefix=f'prompt {prompt[:40]!r}: '):
+        for chosen in model.stream(ids.expand(num_samples, -1), max_new_tokens, temperature, top_k, top_p,
+                                   vocab_size=tokenizer.vocab_size, generator=generator):
+            positions.append(chosen)  # (num_samples, 1)
+            show(decoder(chosen[0].tolist()))
+    rows = torch.cat(positions, dim=1).tolist() if positions else [[]] * num_samples
+    return [tokenizer.decode(row) for row in rows]
+
+
+sys.stdout.reconfigure(errors='replace')  # a terminal may not know every character
+if prompts:
+    temporary = output + '.tmp'
+    with explained(OSError, prefix='output cannot be written: '):
+        with open(temporary, 'w', encoding='utf-8') as file:
+            for number, prompt in enumerate(tqdm(texts, 'prompts', disable=None)):
+                line = {'prompt': prompt, 'completions': complete(prompt, number)}
+                file.write(json.dumps(line, ensure_ascii=False) + '\n')
+        os.replace(temporary, output)
+else:
+    prompt, live = texts[0], sys.stdout.isatty()
+    if live:
+        print(prompt, end='', flush=True)
+    for i, completion in enumerate(complete(prompt, 0, lambda text: live and print(text, end='', flush=True))):
+        print(('' if live and i == 0 else prompt + completion) + '\n---------------')

@@ -1,0 +1,60 @@
+"""What the tests share: a small data set of their own, and running the scripts as a user does."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+# A net for one second of training. eval_interval is its last step, unless a test says otherwise.
+TINY = dict(n_layer=2, n_head=2, n_embd=16, block_size=16, batch_size=4, gradient_accumulation_steps=2, dropout=0.0,
+            max_iters=6, eval_interval=6, eval_iters=2, log_interval=1, learning_rate=1e-2, min_lr=1e-3, warmup_iters=2,
+            lr_decay_iters=6, device='cpu', dtype='float32')
+
+
+@pytest.fixture(scope='session')
+def text():
+    """About 20,000 characters: a few words in random order, learnt within seconds."""
+    words = 'the king and queen of all our sleeping hearts will rise to see another day'.split()
+    random = np.random.default_rng(0)
+    return '\n'.join(' '.join(random.choice(words, 8)) for _ in range(400))
+
+
+@pytest.fixture(scope='session')
+def char_data(tmp_path_factory, text):
+    """The folder of a character data set made of text."""
+    from data.common import write_data_set
+    from tokenizer import CharTokenizer
+    folder = tmp_path_factory.mktemp('char_data')
+    tokenizer = CharTokenizer.from_text(text)
+    ids = tokenizer.encode(text)
+    cut = len(ids) * 9 // 10
+    write_data_set(str(folder), tokenizer, {'train': ids[:cut], 'val': ids[cut:]}, 'a test', None)
+    return folder
+
+
+def run(script, *arguments, cwd=None, env=None, timeout=300, launcher=(), **keys):
+    """A script of the repository in a process of its own, like `python train.py arguments --key=value`; a finished
+    process with text output. launcher: what stands between python and the script, e.g. ('-m', 'torch.distributed.run')."""
+    command = [sys.executable, *launcher, str(ROOT / script), *map(str, arguments), *(f'--{k}={v}' for k, v in keys.items())]
+    return subprocess.run(command, cwd=cwd, env={**os.environ, 'HF_HUB_OFFLINE': '1', **(env or {})}, timeout=timeout,
+                          capture_output=True, text=True, encoding='utf-8')
+
+
+def refused(finished):
+    """The one sentence of a run that a user's mistake has ended; fails if it ended otherwise."""
+    errors = [line for line in finished.stderr.splitlines() if line.startswith('error: ')]
+    assert finished.returncode == 2, finished.stderr
+    assert 'Traceback' not in finished.stderr, finished.stderr
+    assert errors, finished.stderr
+    return '\n'.join(errors)
+
+
+def succeeded(finished):
+    """stdout of a run that ended well."""
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout

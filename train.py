@@ -1,0 +1,350 @@
+"""
+Trains a GPT, on one device or, started by torchrun, on many. Run any of these:
+
+    python train.py config/train_shakespeare_char.py
+    python train.py config/train_shakespeare_char.py --device=cpu --n_layer=2 --max_iters=500
+    python train.py config/train_shakespeare_char.py --init_from=resume --max_iters=8000
+    torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
+
+The README says how to run on several machines. --help explains every key.
+"""
+import contextlib
+import json
+import math
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from datetime import timedelta
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import checkpoint
+from configurator import configure
+from loader import GPT2_VOCAB_SIZE, TokenFile, read_meta
+from model import GPT, GPTConfig
+from runtime import (UserError, compile_or_warn, default_device, device_name, explained, precision, print0,
+                     seed_dropout, set_up_math, set_up_process, tear_down_process, warn)
+
+# ---- configuration ----
+# Output
+out_dir = 'out'                     # folder of the run: checkpoints and metrics.jsonl, relative to where you are
+eval_interval = 2000                # >= 1 steps from one evaluation, and save, to the next
+log_interval = 1                    # >= 1 steps from one printed line to the next
+eval_iters = 200                    # >= 1 batches of each split that an evaluation averages
+eval_only = False                   # evaluate once and stop; writes nothing
+always_save_checkpoint = True       # ckpt.pt is the newest state; False: the one with the best validation loss
+checkpoint_interval = 0             # >= 0 steps between saves of last.pt besides those at evaluations; 0: none
+init_from = 'scratch'               # scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, a hub id or a directory
+seed = 1337                         # >= 0, of the initial weights, the batches and dropout
+# Weights & Biases
+wandb_log = False                   # log there too (WANDB_MODE=offline works without an account)
+wandb_project = 'owt'               # project of the run
+wandb_run_name = 'gpt2'             # name of the run
+# Data
+dataset = 'openwebtext'             # folder under data/ with train.bin, val.bin and meta.json
+prepare = False                     # True: run the data set's prepare.py when train.bin is missing
+gradient_accumulation_steps = 40    # >= 1 micro-batches in a step, over all ranks together
+batch_size = 12                     # >= 1 sequences in a micro-batch
+block_size = 1024                   # >= 1 tokens in a sequence
+# Model
+n_layer = 12                        # >= 1 blocks
+n_head = 12                         # >= 1 attention heads
+n_embd = 768                        # >= 1 channels, a multiple of n_head
+dropout = 0.0                       # [0, 1) of the activations; 0 for pretraining, 0.1 or more for fine-tuning
+bias = False                        # in linear layers and layer norms; without is a bit better and faster
+# AdamW
+learning_rate = 6e-4                # >= 0, the highest
+max_iters = 600000                  # >= 0 steps in all
+weight_decay = 1e-1                 # >= 0, of matrices and embeddings
+beta1 = 0.9                         # [0, 1) decay of the mean of gradients
+beta2 = 0.95                        # [0, 1) decay of the mean of their squares
+grad_clip = 1.0                     # >= 0, the longest gradient; 0.0: any
+# Schedule: linear warm-up to learning_rate, cosine to min_lr, then flat
+decay_lr = True                     # False: learning_rate throughout
+warmup_iters = 2000                 # >= 0 steps of warm-up
+lr_decay_iters = 600000             # >= 0, the step at which min_lr is reached; usually max_iters
+min_lr = 6e-5                       # >= 0, usually learning_rate / 10
+# System
+backend = 'nccl'                    # 'nccl' | 'gloo' | 'mpi' between CUDA ranks; other devices take gloo
+device = default_device()           # cuda, cuda:1, mps or cpu; unless told, the best one here
+dtype = 'auto'                      # 'auto' | 'float32' | 'bfloat16' | 'float16'
+compile: bool | None = None         # torch.compile; None: on CUDA only
+
+
+def problems():  # between keys, on top of what their comments allow
+    if n_embd % n_head:
+        yield f'n_embd={n_embd} is not a multiple of n_head={n_head}'
+
+
+config, given = configure(globals())
+
+# ---- device and processes ----
+process = set_up_process(device, backend)
+device, rank, world_size = process.device, process.rank, process.world_size
+set_up_math(seed)
+parts, units = process.share(gradient_accumulation_steps, batch_size)
+tokens_per_step = gradient_accumulation_steps * batch_size * block_size
+
+# ---- what to continue ----
+resumed = {}
+if init_from == 'resume':
+    resumed, resumed_path = checkpoint.load_to_resume(out_dir)
+    saved = resumed['config']
+    kept = {key: resumed['model_args'][key] for key in ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias')}
+    kept['dataset'] = saved.get('dataset', dataset)
+    for key, value in kept.items():
+        if key in given and config[key] != value:
+            warn(f'{key}={config[key]} is not used: the resumed run keeps {key}={value}')
+    config.update(kept)
+    globals().update(kept)
+    print0(f"resuming {resumed_path} at step {resumed['iter_num']}")
+    changes = [f'{key} {saved[key]} -> {value}' for key, value in config.items()
+               if key in saved and saved[key] != value and key not in ('init_from', 'out_dir')]
+    if changes:
+        print0(f"differs from the run so far: {', '.join(changes)}")
+if decay_lr and min_lr > learning_rate:
+    warn(f'min_lr={min_lr} is above learning_rate={learning_rate}, so the rate will rise: a tenth of it is usual')
+
+# ---- data ----
+data_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', dataset)
+prepare_script = os.path.join(data_dir, 'prepare.py')
+if prepare and dataset != 'openwebtext' and not os.path.exists(os.path.join(data_dir, 'train.bin')):
+    if process.local_rank == 0 and os.path.exists(prepare_script):  # on each machine: they may not share a disk
+        print0(f'no {os.path.join(data_dir, "train.bin")} yet: running {prepare_script}')
+        if subprocess.run([sys.executable, prepare_script]).returncode:
+            raise UserError(f'{prepare_script} failed, as said above', this_rank=True)
+    process.barrier()
+meta = read_meta(data_dir)
+train_data, val_data = (TokenFile(os.path.join(data_dir, name), meta['dtype'], meta['vocab_size'], block_size)
+                        for name in ('train.bin', 'val.bin'))
+
+# ---- model ----
+if init_from == 'scratch':
+    # A data set that says nothing is taken for GPT-2's tokens, and those get a rounder, faster vocabulary.
+    vocab_size = meta['vocab_size'] if meta['vocab_size'] not in (None, GPT2_VOCAB_SIZE) else GPTConfig.vocab_size
+    with explained(ValueError):
+        gpt = GPT(GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, bias))
+elif init_from == 'resume':
+    with explained(ValueError, TypeError, prefix=f'{resumed_path}: '):
+        gpt = GPT(GPTConfig(**resumed['model_args'] | {'dropout': dropout}))
+    checkpoint.restore_model(gpt, resumed, resumed_path)
+else:
+    with explained(ValueError, prefix='init_from is neither scratch nor resume, and '):
+        gpt = GPT.from_pretrained(init_from, {'dropout': dropout})
+        gpt.crop_block_size(block_size)
+    config.update({key: getattr(gpt.config, key) for key in ('n_layer', 'n_head', 'n_embd', 'bias')})
+if (meta['vocab_size'] or 0) > gpt.config.vocab_size:
+    raise UserError(f"{data_dir} has {meta['vocab_size']} tokens in its vocabulary, the model {gpt.config.vocab_size}: "
+                    'they do not belong together')
+if resumed.get('tokenizer', meta['tokenizer']) != meta['tokenizer']:
+    raise UserError(f'{data_dir} has been prepared with another vocabulary since {resumed_path} was saved')
+train_data.vocab_size = val_data.vocab_size = meta['vocab_size'] or gpt.config.vocab_size
+gpt.to(device)
+
+# ---- optimizer ----
+precision_name, autocast, scaler = precision(device, dtype, gpt.config.n_embd)
+optimizer = gpt.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device.type)
+if resumed and not eval_only:
+    checkpoint.restore_optimizer(optimizer, resumed, resumed_path)
+if resumed.get('scaler'):
+    scaler.load_state_dict(resumed['scaler'])
+
+
+def get_lr(step):
+    """Learning rate of the step after this many."""
+    if not decay_lr:
+        return learning_rate
+    if step < warmup_iters:
+        return learning_rate * (step + 1) / (warmup_iters + 1)
+    decayed = min(1.0, (step - warmup_iters) / max(1, lr_decay_iters - warmup_iters))
+    return min_lr + (learning_rate - min_lr) * (1 + math.cos(math.pi * decayed)) / 2
+
+
+# ---- compiled, distributed ----
+is_compiled = False
+if device.type == 'cuda' if compile is None else compile:
+    x, y = train_data.batch(seed, 'train', 0, 0, batch_size, block_size, device, 0, parts)
+    with autocast():
+        is_compiled = compile_or_warn(gpt, lambda: gpt(x, y)[1].backward())
+    gpt.zero_grad(set_to_none=True)
+model = gpt  # gpt stays the bare model, whose names are the saved ones
+if world_size > 1:
+    model = DistributedDataParallel(gpt, device_ids=[device.index] if device.type == 'cuda' else None,
+                                    gradient_as_bucket_view=True)
+
+# ---- evaluation ----
+stop_signal = None  # its number, once one has come
+
+
+def request_stop(number, frame):
+    global stop_signal
+    stop_signal = number
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C quits at once
+
+
+@torch.no_grad()
+def evaluate():
+    """Mean loss of (train, val), each over the same eval_iters batches every time; None if asked to stop meanwhile."""
+    gpt.eval()
+    losses = torch.zeros(2, eval_iters + 1, device=device)  # a column for each batch, and one for "asked to stop"
+    for row, (stream, data) in enumerate((('eval-train', train_data), ('eval-val', val_data))):
+        for k in tqdm(range(rank, eval_iters, world_size), stream, leave=False, disable=None if rank == 0 else True):
+            if stop_signal:
+                losses[:, -1] = 1
+                break
+            x, y = data.batch(seed, stream, 0, k, batch_size, block_size, device)
+            with autocast():
+                losses[row, k] = gpt(x, y)[1]
+    gpt.train()
+    process.all_reduce(losses)
+    return None if losses[0, -1] else losses[:, :-1].mean(dim=1).tolist()
+
+
+if eval_only:
+    losses = evaluate()
+    print0(f'train loss {losses[0]:.4f}, val loss {losses[1]:.4f} ({eval_iters * batch_size * block_size:,} tokens each)')
+    tear_down_process()
+    sys.exit(0)
+
+# ---- state of the run: what is saved and restored beside model, optimizer and scaler ----
+iter_num = resumed.get('iter_num', 0)                       # steps done
+tokens_seen = resumed.get('tokens_seen', 0)                 # tokens trained on
+best_val_loss = float(resumed.get('best_val_loss', math.inf))
+elapsed = resumed.get('elapsed', 0.0)                       # seconds, over all sessions
+record = resumed.get('record', {})                          # of this step, for metrics.jsonl; None once it is written
+run_id = resumed.get('run_id') or secrets.token_hex(4)      # by which wandb knows the run
+
+session_start, evaluation_seconds = time.perf_counter() - elapsed, 0.0
+stopping, unsaved, resumed = False, None, None  # frees the checkpoint's tensors
+
+
+def save(*names):
+    """Saves the state under these names. A full disk costs a warning, and the state only if it lasts to the end."""
+    global unsaved
+    state = {'model': gpt.state_dict(), 'optimizer': optimizer.state_dict(), 'model_args': asdict(gpt.config),
+             'iter_num': iter_num, 'best_val_loss': best_val_loss, 'config': config, 'scaler': scaler.state_dict(),
+             'tokenizer': meta['tokenizer'], 'seed': seed, 'tokens_seen': tokens_seen, 'elapsed': elapsed,
+             'record': record, 'run_id': run_id}
+    try:
+        checkpoint.save(out_dir, state, names)
+        unsaved = None
+    except OSError as error:
+        unsaved = f'the state of step {iter_num} could not be saved in {out_dir} ({error})'
+        warn(f'{unsaved}; training goes on, and the next save is tried as usual')
+
+
+if process.is_master:
+    with explained(OSError, prefix='out_dir cannot be written: '):
+        os.makedirs(out_dir, exist_ok=True)
+        if init_from == 'resume':
+            checkpoint.cut_metrics(out_dir, iter_num if record is None else iter_num - 1)
+        else:
+            checkpoint.set_aside(out_dir)
+        metrics = open(os.path.join(out_dir, 'metrics.jsonl'), 'a', encoding='utf-8', buffering=1)
+    if wandb_log:
+        import wandb
+        with explained(wandb.errors.Error, prefix='wandb_log=True, but Weights & Biases refuses: '):
+            wandb.init(project=wandb_project, name=wandb_run_name, config=config, id=run_id, resume='allow')
+
+# ---- summary ----
+parameters, tokens = gpt.get_num_params(non_embedding=False), tokens_per_step * max_iters
+print0(f'machine  {world_size} x {device_name(device)}, {precision_name}, {"compiled" if is_compiled else "eager"}')
+print0(f'model    {parameters:,} parameters, {gpt.config}')
+print0(f'data     {dataset}: {len(train_data):,} training and {len(val_data):,} validation tokens')
+print0(f'plan     {max_iters:,} steps of {tokens_per_step:,} tokens: {tokens:,}, {tokens / len(train_data):.2f} epochs')
+print0(f'memory   {16 * parameters / 2**20:,.0f} MiB a device for weights, gradients and AdamW; activations on top')
+
+# ---- training ----
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, request_stop)
+progress = tqdm(total=max_iters, initial=iter_num, unit='step', disable=None if rank == 0 else True)
+window = []  # seconds of each step since the last line
+while True:
+    finished = iter_num >= max_iters
+    elapsed = time.perf_counter() - session_start
+    if record is not None:  # None: the session before has dealt with this step
+        evaluating = finished or iter_num % eval_interval == 0
+        if evaluating and not stopping:
+            losses = evaluate()
+            stopping = losses is None
+            evaluation_seconds = time.perf_counter() - session_start - elapsed
+        if stopping:  # the record stays open: the next session evaluates if that was due, and writes it
+            if iter_num and process.is_master:
+                save('last')
+            break
+        improved = evaluating and losses[1] < best_val_loss
+        if evaluating:
+            record |= {'train_loss': losses[0], 'val_loss': losses[1]}
+            print0(f'step {iter_num}: train loss {losses[0]:.4f}, val loss {losses[1]:.4f}{", the best" * improved}')
+            if not math.isfinite(losses[1]):
+                raise UserError(f'the validation loss is {losses[1]} at step {iter_num}, so that state is not saved')
+        if record and process.is_master:
+            metrics.write(json.dumps({'step': iter_num, 'tokens': tokens_seen, **record, 'elapsed': elapsed}) + '\n')
+            if wandb_log:
+                wandb.log({'iter': iter_num, **record})
+        record, best_val_loss = None, losses[1] if improved else best_val_loss
+        due = evaluating or (checkpoint_interval and iter_num % checkpoint_interval == 0)
+        if due and iter_num and process.is_master:
+            save('last', *['ckpt'] * (evaluating and (improved or always_save_checkpoint)))
+    if finished:
+        break
+
+    step_start = time.perf_counter()
+    lr = get_lr(iter_num)
+    for group in optimizer.param_groups:
+        group['lr'] = lr
+    summed = torch.zeros(2, device=device)  # over ranks: the loss, and how many were asked to stop
+    for unit in units:
+        micro_batch, part = divmod(unit, parts)
+        x, y = train_data.batch(seed, 'train', iter_num, micro_batch, batch_size, block_size, device, part, parts)
+        seed_dropout(seed, iter_num, unit)
+        # Gradients are averaged over ranks once, at the last micro-batch.
+        with contextlib.nullcontext() if model is gpt or unit == units[-1] else model.no_sync():
+            with autocast():
+                loss = model(x, y)[1] / len(units)
+            scaler.scale(loss).backward()
+        summed[0] += loss.detach() / world_size
+    scaler.unscale_(optimizer)
+    grad_norm = torch.nn.utils.clip_grad_norm_(gpt.parameters(), grad_clip or math.inf).item()
+    summed[1] += stop_signal is not None
+    loss, stops = process.all_reduce(summed).tolist()
+    if not math.isfinite(loss) or not (math.isfinite(grad_norm) or scaler.is_enabled()):  # the scaler skips such a step
+        raise UserError(f'after step {iter_num} the loss is {loss} and the gradient norm {grad_norm}: stopped before '
+                        f'they reached the weights; resume from the last state in {out_dir} with a lower learning_rate')
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    iter_num += 1
+    tokens_seen += tokens_per_step
+    stopping, record = stops > 0, {}
+    window.append(time.perf_counter() - step_start)
+    progress.update()
+
+    if iter_num % log_interval == 0 or iter_num == 1:
+        seconds = sum(window) / len(window)
+        window.clear()
+        mfu = gpt.estimate_mfu(gradient_accumulation_steps * batch_size / world_size, seconds)
+        eta = (max_iters - iter_num) * (seconds + evaluation_seconds / eval_interval)
+        record = {'loss': loss, 'lr': lr, 'grad_norm': grad_norm if math.isfinite(grad_norm) else None,
+                  'ms_per_step': 1000 * seconds, 'tokens_per_s': tokens_per_step / seconds, 'mfu': mfu}
+        print0(f'step {iter_num}: loss {loss:.4f}, lr {lr:.2e}, norm {grad_norm:.2f}, {1000 * seconds:.1f} ms, '
+               f'{tokens_per_step / seconds:,.0f} tokens/s, MFU {"n/a" if mfu is None else f"{mfu:.1%}"}, '
+               f'ETA {timedelta(seconds=round(eta))}')
+
+# ---- end ----
+progress.close()
+tear_down_process()
+if unsaved:
+    raise UserError(unsaved)
+if stopping:
+    stop_signal = stop_signal or signal.SIGTERM  # it may have reached another rank
+    print0(f'stopped by {signal.Signals(stop_signal).name} at step {iter_num}: --init_from=resume goes on from there')
+    sys.exit(128 + stop_signal)
+print0(f'done: best validation loss {best_val_loss:.4f}, {timedelta(seconds=round(elapsed))} in all. Now try:\n'
+       f'python sample.py --out_dir={out_dir}')
