@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import sys
+import time
 import warnings
 from dataclasses import dataclass
 
@@ -23,25 +24,28 @@ DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch
 
 class UserError(Exception):
     """A user's mistake or a broken file. Its message is the one sentence to print: what is wrong, where, what to do.
-
-    Uncaught, it ends the process with that sentence on stderr, no traceback and exit status 2. Under torchrun the first
-    rank of each machine speaks for all, except for what only one rank can know (this_rank=True)."""
-
-    def __init__(self, sentence, this_rank=False):
-        super().__init__(sentence)
-        self.this_rank = this_rank
+    Uncaught, it ends the process with that sentence on stderr, no traceback and exit status 2."""
 
 
-def _end_with_a_sentence(kind, error, traceback):
-    if not issubclass(kind, UserError):
-        return sys.__excepthook__(kind, error, traceback)
+def end_with(sentences):
+    """Prints the sentences as errors and exits with status 2.
+
+    Most mistakes are met by all ranks at once. The first of each machine then speaks, and torchrun ends the others while
+    they wait here; one that has met a mistake alone is still there after the wait, and speaks."""
     sys.stdout.flush()
-    if LOCAL_RANK == 0 or error.this_rank:
-        print(f'error: {error}', file=sys.stderr)
-    raise SystemExit(2)
+    if LOCAL_RANK:
+        time.sleep(5)
+    sys.stderr.write(''.join(f'error: {sentence}\n' for sentence in sentences))
+    sys.exit(2)
 
 
-sys.excepthook = _end_with_a_sentence
+def _excepthook(kind, error, traceback):
+    if issubclass(kind, UserError):
+        end_with([error])
+    sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = _excepthook
 
 
 @contextlib.contextmanager
@@ -89,7 +93,7 @@ def check_device(device):
                         f'use --device={default_device()}, or install the torch build for your hardware')
     if parsed.type == 'cuda' and (parsed.index or 0) >= torch.cuda.device_count():
         raise UserError(f'device={device!r}, but this machine has {torch.cuda.device_count()} GPU(s): start at most '
-                        'that many processes on it (torchrun --nproc_per_node)', this_rank=True)
+                        'that many processes on it (torchrun --nproc_per_node)')
     return parsed
 
 
@@ -207,8 +211,8 @@ class Process:
         parts = self.world_size // math.gcd(micro_batches, self.world_size)
         if batch_size % parts:
             fine = [n for n in range(1, self.world_size) if batch_size % (n // math.gcd(micro_batches, n)) == 0]
-            raise UserError(f'{self.world_size} processes cannot share gradient_accumulation_steps={micro_batches} micro-'
-                            f'batches of batch_size={batch_size} evenly: {", ".join(map(str, fine))} processes can')
+            raise UserError(f'{self.world_size} processes cannot share gradient_accumulation_steps={micro_batches} of '
+                            f'batch_size={batch_size} evenly: {", ".join(map(str, fine))} processes can')
         return parts, range(self.rank, micro_batches * parts, self.world_size)
 
     def barrier(self):

@@ -89,7 +89,6 @@ process = set_up_process(device, backend)
 device, rank, world_size = process.device, process.rank, process.world_size
 set_up_math(seed)
 parts, units = process.share(gradient_accumulation_steps, batch_size)
-tokens_per_step = gradient_accumulation_steps * batch_size * block_size
 
 # ---- what to continue ----
 resumed = {}
@@ -108,6 +107,7 @@ if init_from == 'resume':
                if key in saved and saved[key] != value and key not in ('init_from', 'out_dir')]
     if changes:
         print0(f"differs from the run so far: {', '.join(changes)}")
+tokens_per_step = gradient_accumulation_steps * batch_size * block_size
 if decay_lr and min_lr > learning_rate:
     warn(f'min_lr={min_lr} is above learning_rate={learning_rate}, so the rate will rise: a tenth of it is usual')
 
@@ -118,7 +118,7 @@ if prepare and dataset != 'openwebtext' and not os.path.exists(os.path.join(data
     if process.local_rank == 0 and os.path.exists(prepare_script):  # on each machine: they may not share a disk
         print0(f'no {os.path.join(data_dir, "train.bin")} yet: running {prepare_script}')
         if subprocess.run([sys.executable, prepare_script]).returncode:
-            raise UserError(f'{prepare_script} failed, as said above', this_rank=True)
+            raise UserError(f'{prepare_script} failed, as said above')
     process.barrier()
 meta = read_meta(data_dir)
 train_data, val_data = (TokenFile(os.path.join(data_dir, name), meta['dtype'], meta['vocab_size'], block_size)
@@ -208,7 +208,7 @@ def evaluate():
 
 if eval_only:
     losses = evaluate()
-    print0(f'train loss {losses[0]:.4f}, val loss {losses[1]:.4f} ({eval_iters * batch_size * block_size:,} tokens each)')
+    print0(f'train loss {losses[0]:.4f}, val loss {losses[1]:.4f} (on {eval_iters * batch_size * block_size:,} tokens)')
     tear_down_process()
     sys.exit(0)
 

@@ -38,9 +38,10 @@ def char_data(tmp_path_factory, text):
 
 
 def run(script, *arguments, cwd=None, env=None, timeout=300, launcher=(), **keys):
-    """A script of the repository in a process of its own, like `python train.py arguments --key=value`; a finished
-    process with text output. launcher: what stands between python and the script, e.g. ('-m', 'torch.distributed.run')."""
-    command = [sys.executable, *launcher, str(ROOT / script), *map(str, arguments), *(f'--{k}={v}' for k, v in keys.items())]
+    """Runs a script of the repository as `python train.py arguments --key=value` does; a finished process with its
+    output as text. launcher: what stands between python and the script, e.g. ('-m', 'torch.distributed.run')."""
+    flags = [f'--{key}={value}' for key, value in keys.items()]
+    command = [sys.executable, *launcher, str(ROOT / script), *map(str, arguments), *flags]
     return subprocess.run(command, cwd=cwd, env={**os.environ, 'HF_HUB_OFFLINE': '1', **(env or {})}, timeout=timeout,
                           capture_output=True, text=True, encoding='utf-8')
 

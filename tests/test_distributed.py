@@ -1,0 +1,69 @@
+"""train.py under torchrun, with gloo on the CPU: any number of ranks trains the same model."""
+import socket
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, TINY, refused, run, succeeded
+from test_train import metrics
+
+STANDALONE = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
+
+
+def same_curve(a, b):
+    a, b = metrics(a), metrics(b)
+    assert [line['step'] for line in a] == [line['step'] for line in b]
+    for ours, theirs in zip(a, b, strict=True):
+        assert ours['tokens'] == theirs['tokens']
+        for key in {'loss', 'val_loss', 'train_loss', 'grad_norm', 'lr'} & set(theirs):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-5)
+
+
+# 2 micro-batches are dealt out, 1 is cut by rows, and 3 over 2 ranks are cut too.
+@pytest.mark.parametrize('accumulation', [1, 2, 3])
+def test_two_ranks_draw_the_loss_curve_of_one(tmp_path, char_data, accumulation):
+    keys = {**TINY, 'dataset': char_data, 'gradient_accumulation_steps': accumulation, 'eval_iters': 3}
+    succeeded(run('train.py', out_dir=tmp_path / 'one', **keys))
+    stdout = succeeded(run('train.py', out_dir=tmp_path / 'two', launcher=STANDALONE, **keys))
+    same_curve(tmp_path / 'one', tmp_path / 'two')
+    assert stdout.count('done: ') == stdout.count('step 6: loss') == 1  # one rank speaks
+
+
+def test_two_agents_on_one_machine_train_together(tmp_path, char_data):
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    keys = {**TINY, 'dataset': char_data, 'out_dir': tmp_path / 'two'}
+    agents = [subprocess.Popen(
+        [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=1', '--nnodes=2', f'--node_rank={node}',
+         '--master_addr=127.0.0.1', f'--master_port={port}', str(ROOT / 'train.py'),
+         *[f'--{key}={value}' for key, value in keys.items()]],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) for node in (0, 1)]
+    outputs = [agent.communicate(timeout=120) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], outputs
+    assert 'done: ' in outputs[0][0] and outputs[1][0] == ''
+    succeeded(run('train.py', **{**keys, 'out_dir': tmp_path / 'one'}))
+    same_curve(tmp_path / 'one', tmp_path / 'two')
+
+
+def test_ranks_that_cannot_share_the_work_are_told_which_can(tmp_path, char_data):
+    keys = {**TINY, 'dataset': char_data, 'gradient_accumulation_steps': 1, 'batch_size': 3}
+    ended = run('train.py', out_dir=tmp_path / 'out', launcher=STANDALONE, **keys)
+    sentences = [line for line in ended.stderr.splitlines() if line.startswith('error: ')]
+    assert ended.returncode and len(sentences) == 1
+    assert '2 processes cannot share gradient_accumulation_steps=1 of batch_size=3 evenly: 1' in sentences[0]
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_mistake_on_the_command_line_is_said_once(tmp_path):
+    ended = run('train.py', launcher=STANDALONE, n_layers=2)
+    assert ended.stderr.count('there is no key') == 1 and ended.returncode
+    assert 'did you mean n_layer?' in refused(run('train.py', n_layers=2))
+
+
+def test_what_only_one_rank_meets_is_said_by_that_rank(tmp_path, char_data):
+    script = tmp_path / 'script.py'
+    script.write_text(f'import sys; sys.path.insert(0, {str(ROOT)!r})\nimport time\nfrom runtime import RANK, UserError\n'
+                      'if RANK == 1:\n    raise UserError("only here")\ntime.sleep(60)\n')
+    ended = run(script, launcher=STANDALONE)
+    assert ended.stderr.count('error: only here\n') == 1 and 'raise UserError' not in ended.stderr

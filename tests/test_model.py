@@ -1,0 +1,286 @@
+"""model.py: equal to Hugging Face's GPT-2, causal, initialised and sampled as promised."""
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from model import GPT, GPTConfig, peak_flops
+
+TINY = dict(block_size=16, vocab_size=31, n_layer=2, n_head=2, n_embd=16)
+
+
+def tiny(seed=0, **changes):
+    torch.manual_seed(seed)
+    return GPT(GPTConfig(**{**TINY, **changes})).eval()
+
+
+def ids(*shape, vocab_size=31, seed=1):
+    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- equal to GPT-2 ----
+
+@pytest.fixture(params=[dict(n_layer=1, n_head=1, n_embd=8, vocab_size=13, n_positions=7),
+                        dict(n_layer=3, n_head=4, n_embd=32, vocab_size=101, n_positions=24),
+                        dict(n_layer=2, n_head=2, n_embd=24, vocab_size=64, n_positions=9, activation_function='gelu')])
+def hugging_face(request, tmp_path):
+    """A random GPT-2 of Hugging Face, biases and norms too, and the directory that save_pretrained wrote of it."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+    torch.manual_seed(0)
+    theirs = GPT2LMHeadModel(GPT2Config(**request.param, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    theirs.save_pretrained(tmp_path)
+    return theirs, str(tmp_path)
+
+
+def test_logits_loss_and_gradients_equal_hugging_faces(hugging_face):
+    theirs, directory = hugging_face
+    ours = GPT.from_pretrained(directory).eval()
+    x = ids(3, theirs.config.n_positions, vocab_size=theirs.config.vocab_size)
+    logits, loss = ours(x[:, :-1], x[:, 1:])
+    expected = theirs(x, labels=x)
+    torch.testing.assert_close(logits, expected.logits[:, :-1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(loss, expected.loss, atol=1e-4, rtol=1e-4)
+    loss.backward()
+    expected.loss.backward()
+    theirs_by_name = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        gradient = theirs_by_name[name].grad
+        gradient = gradient.t() if name.endswith(('c_attn.weight', 'c_proj.weight', 'c_fc.weight')) else gradient
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-4, rtol=1e-4)
+
+
+def test_a_pretrained_model_has_its_activation_and_only_dropout_can_be_overridden(hugging_face):
+    theirs, directory = hugging_face
+    ours = GPT.from_pretrained(directory, {'dropout': 0.25})
+    assert ours.config.gelu == ('exact' if theirs.config.activation_function == 'gelu' else 'tanh')
+    assert ours.config.dropout == ours.transformer.drop.p == 0.25
+    with pytest.raises(ValueError, match='only dropout'):
+        GPT.from_pretrained(directory, {'n_layer': 1})
+
+
+def test_what_is_no_gpt2_is_refused_in_one_sentence(tmp_path, monkeypatch):
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
+    LlamaConfig().save_pretrained(tmp_path / 'llama')
+    config = GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=13, scale_attn_by_inverse_layer_idx=True)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / 'scaled')
+    (tmp_path / 'empty').mkdir()
+    config.scale_attn_by_inverse_layer_idx = False
+    pickled = tmp_path / 'pickled'
+    config.save_pretrained(pickled)
+    torch.save(GPT2LMHeadModel(config).state_dict(), pickled / 'pytorch_model.bin')
+    for name, reason in (('gtp2', 'owner/name'), ('llama', "'llama'"), ('scaled', 'inverse_layer_idx'),
+                         ('empty', 'config'), ('pickled', 'safetensors')):
+        path = name if name == 'gtp2' else str(tmp_path / name)
+        with pytest.raises(ValueError, match=reason) as refusal:
+            GPT.from_pretrained(path)
+        assert '\n' not in str(refusal.value)
+
+
+def test_without_a_network_a_hub_name_is_refused_in_one_sentence(monkeypatch, tmp_path):
+    import huggingface_hub.constants
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
+    with pytest.raises(ValueError, match='no-one/has-this cannot be loaded') as refusal:
+        GPT.from_pretrained('no-one/has-this')
+    assert '\n' not in str(refusal.value)
+
+
+# ---- the network ----
+
+def test_gpt2s_size_has_its_parameters():
+    with torch.device('meta'):
+        assert GPT(GPTConfig(bias=False, vocab_size=50257)).get_num_params(non_embedding=False) == 124_337_664
+        assert round(GPT(GPTConfig(bias=False)).get_num_params() / 1e4) == 12_359
+        assert GPT(GPTConfig(bias=True, vocab_size=50257)).get_num_params(non_embedding=False) == 124_439_808
+
+
+def test_initial_weights_are_gpt2s():
+    model = tiny(n_layer=8, n_embd=128, vocab_size=512)
+    for name, parameter in model.named_parameters():
+        if name.endswith('c_proj.weight'):
+            assert parameter.std().item() == pytest.approx(0.02 / math.sqrt(2 * 8), rel=0.05)
+        elif parameter.dim() == 2:
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.05)
+        else:
+            assert (parameter == (0 if name.endswith('bias') else 1)).all()
+    assert model.lm_head.weight is model.transformer.wte.weight
+    logits, loss = model(ids(4, 16, vocab_size=512), ids(4, 16, vocab_size=512, seed=2))
+    assert loss.item() == pytest.approx(math.log(512), abs=0.2)
+
+
+def test_a_token_changes_no_earlier_logits():
+    model, x = tiny(), ids(2, 16)
+    before = model(x, x)[0]
+    for t in (1, 7, 15):
+        changed = x.clone()
+        changed[:, t] = (x[:, t] + 1) % 31
+        after = model(changed, changed)[0]
+        assert torch.equal(after[:, :t], before[:, :t])
+        assert not torch.allclose(after[:, t], before[:, t])
+
+
+def test_inference_gives_the_last_position_and_ignored_targets_do_not_count():
+    model, x, y = tiny(), ids(2, 16), ids(2, 16, seed=2)
+    logits, loss = model(x)
+    assert logits.shape == (2, 1, 31) and loss is None
+    full, _ = model(x, y)
+    torch.testing.assert_close(logits[:, 0], full[:, -1])
+    ignored = y.clone()
+    ignored[:, 3:] = -1
+    torch.testing.assert_close(model(x, ignored)[1], F.cross_entropy(full[:, :3].flatten(0, 1), y[:, :3].flatten()))
+
+
+def test_dropout_acts_in_training_only_and_bias_false_leaves_none():
+    model, x = tiny(dropout=0.5, bias=False), ids(2, 16)
+    assert torch.equal(model(x)[0], model(x)[0])
+    assert not torch.equal(model.train()(x)[0], model(x)[0])
+    assert not [name for name, _ in model.named_parameters() if name.endswith('bias')]
+
+
+def test_exact_and_tanh_gelu_differ_a_little():
+    a, b = tiny(gelu='tanh'), tiny(gelu='exact')
+    difference = (a(ids(2, 16))[0] - b(ids(2, 16))[0]).abs().max().item()
+    assert 0 < difference < 1e-2
+
+
+@pytest.mark.parametrize('fields, reason', [
+    (dict(n_head=3), 'multiple of n_head'), (dict(n_layer=0), 'n_layer'), (dict(dropout=1.0), 'dropout'),
+    (dict(gelu='none'), 'gelu'), (dict(block_size=-1, vocab_size=0), 'block_size.*vocab_size')])
+def test_a_config_that_cannot_be_says_why(fields, reason):
+    with pytest.raises(ValueError, match=reason):
+        GPTConfig(**{**TINY, **fields})
+
+
+def test_too_long_a_sequence_is_refused():
+    with pytest.raises(ValueError, match='block_size'):
+        tiny()(ids(1, 17))
+
+
+def test_a_cropped_model_is_smaller_and_the_same_within_its_context():
+    model, x = tiny(), ids(2, 8)
+    before = model(x)[0]
+    model.crop_block_size(8)
+    assert torch.equal(model(x)[0], before)
+    weight = model.transformer.wpe.weight
+    assert weight.untyped_storage().nbytes() == weight.numel() * 4
+    assert model.config.block_size == model.transformer.wpe.num_embeddings == 8
+    for size in (9, 0):
+        with pytest.raises(ValueError, match='8 positions'):
+            model.crop_block_size(size)
+
+
+# ---- optimizer and arithmetic ----
+
+def test_matrices_decay_and_the_rest_does_not_and_adamw_is_fused():
+    model = tiny(bias=True)
+    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), 'cpu')
+    decayed, plain = optimizer.param_groups
+    assert (decayed['weight_decay'], plain['weight_decay']) == (0.1, 0.0)
+    assert all(p.dim() >= 2 for p in decayed['params']) and all(p.dim() < 2 for p in plain['params'])
+    assert sum(p.numel() for g in optimizer.param_groups for p in g['params']) == model.get_num_params(False)
+    assert optimizer.defaults['fused'] and optimizer.defaults['betas'] == (0.9, 0.95)
+
+
+@pytest.mark.parametrize('name, teraflops', [
+    ('NVIDIA H200', 989), ('NVIDIA H100 80GB HBM3', 989), ('NVIDIA H100 PCIe', 756), ('NVIDIA A100-SXM4-80GB', 312),
+    ('NVIDIA A10', 125), ('NVIDIA L4', 121), ('NVIDIA L40S', 362), ('NVIDIA A40', 150), ('Tesla T4', 65),
+    ('Tesla V100-SXM2-16GB', 125), ('NVIDIA GeForce RTX 3090', 71), ('NVIDIA GeForce RTX 4090', 165.2),
+    ('NVIDIA GeForce RTX 5090', 209.5), ('NVIDIA B200', 2250), ('AMD Instinct MI300X', 1307),
+    ('AMD Instinct MI250X', 191.5),
+    ('NVIDIA GeForce RTX 4090 Laptop GPU', None), ('NVIDIA A100-SXM4-40GB MIG 1g.5gb', None), ('NVIDIA H20', None)])
+def test_peak_flops_by_name(name, teraflops):
+    assert peak_flops(name) == (teraflops and teraflops * 1e12)
+
+
+def test_mfu_is_palms_formula_over_the_peak(monkeypatch):
+    model = tiny()
+    assert model.flops_per_token() == 6 * model.get_num_params() + 12 * 2 * 16 * 16
+    assert model.estimate_mfu(8, 0.1) is None  # a CPU, whose peak no table has
+    flops = model.flops_per_token() * 16 * 8 / 0.1
+    monkeypatch.setattr('model.peak_flops', lambda name: 4 * flops)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'a card')
+    monkeypatch.setattr(torch.Tensor, 'device', property(lambda tensor: torch.device('cuda')))
+    assert model.estimate_mfu(8, 0.1) == pytest.approx(0.25)
+
+
+# ---- generation ----
+
+def generate(model, x, n, seed=0, **options):
+    return model.generate(x, n, generator=torch.Generator().manual_seed(seed), **options)
+
+
+def test_temperature_0_is_greedy_also_past_block_size():
+    model, x = tiny(), ids(2, 5)
+    for _ in range(20):
+        x = torch.cat([x, model(x[:, -16:])[0][:, -1].argmax(-1, keepdim=True)], dim=1)
+    assert torch.equal(model.generate(ids(2, 5), 20, temperature=0), x)
+
+
+def test_a_prompt_longer_than_block_size_continues_its_end():
+    model, x = tiny(), ids(2, 40)
+    cut = model.generate(x[:, -16:], 5, temperature=0)
+    assert torch.equal(model.generate(x, 5, temperature=0)[:, 40:], cut[:, 16:])
+    assert torch.equal(model.generate(x, 0), x)
+
+
+def test_the_same_generator_gives_the_same_text_whatever_the_global_seed():
+    model = tiny()
+    torch.manual_seed(1)
+    first = generate(model, ids(2, 3), 30)
+    torch.manual_seed(2)
+    assert torch.equal(generate(model, ids(2, 3), 30), first)
+    assert not torch.equal(generate(model, ids(2, 3), 30, seed=1), first)
+
+
+def with_logits(logits):
+    """A GPT whose next-token logits are these, whatever the prompt."""
+    model = tiny(vocab_size=len(logits), n_embd=2, n_head=1)
+    model.forward = lambda idx, targets=None: (torch.tensor(logits).expand(len(idx), 1, -1), None)
+    return model
+
+
+def shares(model, **options):
+    drawn = generate(model, torch.zeros(4000, 1, dtype=torch.int64), 1, **options)[:, 1]
+    return (torch.bincount(drawn, minlength=model.config.vocab_size) / 4000).tolist()
+
+
+P = [0.5, 0.25, 0.15, 0.1]
+LOGITS = [math.log(p) for p in P]
+
+
+@pytest.mark.parametrize('options, expected', [
+    (dict(), P), (dict(top_k=0), P), (dict(top_k=99), P), (dict(top_p=1.0), P),
+    (dict(top_k=2), [2 / 3, 1 / 3, 0, 0]), (dict(top_k=1), [1, 0, 0, 0]),
+    (dict(top_p=0.5), [1, 0, 0, 0]), (dict(top_p=0.6), [2 / 3, 1 / 3, 0, 0]), (dict(top_p=1e-9), [1, 0, 0, 0]),
+    (dict(temperature=0.5), [p * p / sum(q * q for q in P) for p in P]), (dict(temperature=1e-30), [1, 0, 0, 0]),
+    (dict(vocab_size=2), [2 / 3, 1 / 3, 0, 0]), (dict(vocab_size=3, top_k=2), [2 / 3, 1 / 3, 0, 0])])
+def test_sampling_follows_the_distribution_asked_for(options, expected):
+    assert shares(with_logits(LOGITS), **options) == pytest.approx(expected, abs=0.03)
+
+
+def test_top_k_keeps_exactly_k_among_ties():
+    assert sum(share > 0 for share in shares(with_logits([1.0] * 8), top_k=3)) == 3
+
+
+def test_a_row_ends_at_a_stop_token_and_all_ended_end_it():
+    model = tiny(seed=3)
+    free = generate(model, ids(4, 3), 40)
+    stop = free[0, 10].item()
+    stopped = generate(model, ids(4, 3), 40, stop_tokens=[stop])
+    for row in stopped[:, 3:].tolist():
+        if stop in row:
+            assert set(row[row.index(stop):]) == {stop}
+    assert stop in stopped[0, 3:].tolist() and torch.equal(stopped[0, :11], free[0, :11])
+    always = with_logits([0.0, 100.0])
+    assert always.generate(torch.zeros(3, 1, dtype=torch.int64), 40, stop_tokens=[1]).shape == (3, 2)
+
+
+@pytest.mark.parametrize('context, options, reason', [
+    (0, {}, 'no tokens'), (3, dict(temperature=-1.0), 'temperature'), (3, dict(temperature=math.nan), 'temperature'),
+    (3, dict(top_k=-1), 'top_k'), (3, dict(top_p=0.0), 'top_p'), (3, dict(top_p=1.5), 'top_p')])
+def test_what_cannot_be_sampled_is_refused(context, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        tiny().generate(torch.zeros(1, context, dtype=torch.int64), 3, **options)
