@@ -30,8 +30,8 @@ class UserError(Exception):
 def end_with(sentences):
     """Prints the sentences as errors and exits with status 2.
 
-    Most mistakes are met by all ranks at once. The first of each machine then speaks, and torchrun ends the others while
-    they wait here; one that has met a mistake alone is still there after the wait, and speaks."""
+    Most mistakes are met by all ranks at once. The first of each machine then speaks, and torchrun ends the others
+    while they wait here; one that has met a mistake alone is still there after the wait, and speaks."""
     sys.stdout.flush()
     if LOCAL_RANK:
         time.sleep(5)
@@ -39,13 +39,19 @@ def end_with(sentences):
     sys.exit(2)
 
 
-def _excepthook(kind, error, traceback):
-    if issubclass(kind, UserError):
-        end_with([error])
-    sys.__excepthook__(kind, error, traceback)
+def _explain_user_errors():
+    """Lets an uncaught UserError end the process with its sentence, and any other exception as it would have."""
+    otherwise = sys.excepthook
+
+    def hook(kind, error, traceback):
+        if issubclass(kind, UserError):
+            end_with([error])
+        otherwise(kind, error, traceback)
+
+    sys.excepthook = hook
 
 
-sys.excepthook = _excepthook
+_explain_user_errors()
 
 
 @contextlib.contextmanager
@@ -237,6 +243,7 @@ def set_up_process(device, backend):
     else:
         parsed = check_device(device)
         dist.init_process_group('gloo')
+    _explain_user_errors()  # init_process_group has put a hook of its own before ours
     return Process(parsed)
 
 

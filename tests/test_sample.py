@@ -1,0 +1,124 @@
+"""sample.py as a user runs it: prompts in, text out, and a sentence for what can't be."""
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+import torch
+from conftest import ROOT, refused, run_here, succeeded
+
+CHARS = list('\n abcdefgh')
+
+
+@pytest.fixture(scope='module')
+def out_dir(tmp_path_factory):
+    """A checkpoint of random weights whose model has 30 tokens, 20 more than its tokenizer; there is no data set."""
+    import checkpoint
+    from model import GPT, GPTConfig
+    folder = tmp_path_factory.mktemp('sample') / 'out'
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=8, vocab_size=30, n_layer=1, n_head=1, n_embd=8))
+    checkpoint.save(str(folder), {'model': model.state_dict(), 'optimizer': {}, 'model_args': asdict(model.config),
+                                  'iter_num': 7, 'best_val_loss': 1.0, 'config': {'dataset': 'gone'},
+                                  'tokenizer': {'kind': 'char', 'chars': CHARS}}, ['last', 'ckpt'])
+    return folder
+
+
+def sample(folder, **keys):
+    return run_here('sample.py', **{'out_dir': folder, 'device': 'cpu', 'max_new_tokens': 40, 'num_samples': 3, **keys})
+
+
+def samples(out_dir, **keys):
+    return succeeded(sample(out_dir, **keys)).split('\n---------------\n')[:-1]
+
+
+def test_samples_begin_with_the_prompt_and_hold_only_what_the_tokenizer_knows(out_dir):
+    texts = samples(out_dir, start='ab')
+    assert len(texts) == 3 and len(set(texts)) == 3
+    for text in texts:
+        assert text.startswith('ab') and len(text) == 42 and set(text) <= set(CHARS)
+
+
+def test_the_seed_decides_the_text(out_dir):
+    assert samples(out_dir) == samples(out_dir) != samples(out_dir, seed=1)
+
+
+@pytest.mark.parametrize('keys', [dict(temperature=0), dict(top_k=1), dict(top_p=1e-6)])
+def test_greedy_samples_are_alike(out_dir, keys):
+    assert len(set(samples(out_dir, **keys))) == 1
+
+
+@pytest.mark.parametrize('keys', [dict(top_k='None'), dict(top_k=0), dict(top_k=1000), dict(top_p='None')])
+def test_switched_off_filters_change_nothing(out_dir, keys):
+    assert samples(out_dir, **keys) == samples(out_dir)
+
+
+def test_the_prompt_may_be_a_file_and_longer_than_the_context(out_dir, tmp_path):
+    (tmp_path / 'prompt.txt').write_text('abc\n' * 10, encoding='utf-8')
+    texts = samples(out_dir, start=f'FILE:{tmp_path / "prompt.txt"}', max_new_tokens=0)
+    assert texts == ['abc\n' * 10] * 3
+
+
+def test_many_prompts_from_a_file_into_a_file(out_dir, tmp_path):
+    prompts, output = tmp_path / 'prompts.jsonl', tmp_path / 'completions.jsonl'
+    prompts.write_text('{"prompt": "a"}\n{"prompt": "bad cafe"}\n', encoding='utf-8')
+    succeeded(sample(out_dir, prompts=prompts, output=output, num_samples=2))
+    lines = [json.loads(line) for line in output.read_text(encoding='utf-8').splitlines()]
+    assert [line['prompt'] for line in lines] == ['a', 'bad cafe']
+    assert all(len(line['completions']) == 2 and len(line['completions'][0]) == 40 for line in lines)
+    assert sorted(os.listdir(tmp_path)) == ['completions.jsonl', 'prompts.jsonl']
+
+
+def test_a_terminal_shows_the_same_text_as_a_pipe(out_dir):
+    pty = pytest.importorskip('pty')
+    leader, follower = pty.openpty()
+    process = subprocess.Popen([sys.executable, ROOT / 'sample.py', f'--out_dir={out_dir}', '--device=cpu',
+                                '--max_new_tokens=40', '--num_samples=3'], stdout=follower, stderr=subprocess.DEVNULL)
+    os.close(follower)
+    pieces = []
+    while True:
+        try:
+            piece = os.read(leader, 1000)
+        except OSError:  # how Linux says that the other end is closed
+            break
+        if not piece:
+            break
+        pieces.append(piece)
+    os.close(leader)
+    assert process.wait() == 0 and len(pieces) > 5  # it came bit by bit
+    shown = b''.join(pieces).decode().replace('\r\n', '\n')
+    assert shown.split('\n---------------\n')[:-1] == samples(out_dir)
+
+
+@pytest.mark.parametrize('keys, sentence', [
+    (dict(start='abcX'), "the character 'X' (U+0058) is not among the 10"),
+    (dict(start=''), 'the prompt has no tokens'),
+    (dict(start='FILE:nowhere.txt'), 'nowhere.txt cannot be read'),
+    (dict(temperature=-1), 'temperature=-1.0: allowed is >= 0'),
+    (dict(temperature='nan'), 'temperature=nan'),
+    (dict(num_samples=0), 'num_samples=0: allowed is >= 1'),
+    (dict(top_p=2), 'top_p=2.0'),
+    (dict(prompts='p.jsonl'), 'prompts and output go together'),
+    (dict(out_dir='nowhere'), 'nowhere holds no checkpoint'),
+    (dict(init_from='gtp2'), 'gtp2 cannot be loaded as a GPT-2'),
+    (dict(device='tpu'), "device='tpu'"),
+])
+def test_what_cannot_be_sampled_is_said_in_one_sentence(out_dir, keys, sentence):
+    assert sentence in refused(sample(out_dir, **keys))
+
+
+@pytest.mark.parametrize('line', ['{"prompt": 3}', '["prompt"]', 'prompt', '{}'])
+def test_a_broken_line_of_prompts_is_named(out_dir, tmp_path, line):
+    (tmp_path / 'prompts.jsonl').write_text('{"prompt": "a"}\n' + line, encoding='utf-8')
+    ended = sample(out_dir, prompts=tmp_path / 'prompts.jsonl', output=tmp_path / 'out.jsonl')
+    assert 'prompts.jsonl, line 2' in refused(ended)
+    assert not (tmp_path / 'out.jsonl').exists()
+
+
+@pytest.mark.slow
+def test_compiled_samples_are_the_eager_ones(out_dir):
+    compiled = sample(out_dir, compile=True, temperature=0)
+    assert succeeded(compiled).split('\n---------------\n')[:-1] == samples(out_dir, temperature=0)
+    assert 'torch.compile failed' not in compiled.stderr
