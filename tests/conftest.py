@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -18,6 +19,19 @@ sys.path.insert(0, str(ROOT))
 TINY = dict(n_layer=2, n_head=2, n_embd=16, block_size=16, batch_size=4, gradient_accumulation_steps=2, dropout=0.0,
             max_iters=6, eval_interval=6, eval_iters=2, log_interval=1, learning_rate=1e-2, min_lr=1e-3, warmup_iters=2,
             lr_decay_iters=6, device='cpu', dtype='float32')
+TINY_GPT = dict(block_size=16, vocab_size=31, n_layer=2, n_head=2, n_embd=16)
+
+
+def tiny_gpt(seed=0, **changes):
+    """A GPT of random weights, in evaluation mode."""
+    from model import GPT, GPTConfig
+    torch.manual_seed(seed)
+    return GPT(GPTConfig(**{**TINY_GPT, **changes})).eval()
+
+
+def tiny_ids(*shape, vocab_size=31, seed=1):
+    """Random ids, int64 of this shape."""
+    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope='session')
@@ -86,3 +100,19 @@ def succeeded(finished):
     """stdout of a run that ended well."""
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout
+
+
+def or_skip(get):
+    """What get returns; skips where neither the internet nor a package index answers."""
+    from runtime import UserError
+    try:
+        return get()
+    except UserError as error:
+        if 'could not be fetched' not in str(error) or 'not the expected' in str(error):
+            raise
+        pytest.skip(str(error))
+
+
+def read_tokens(folder, split):
+    """The ids in a split of a small data set, as a list."""
+    return np.fromfile(folder / f'{split}.bin', '<u2').tolist()

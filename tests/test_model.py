@@ -3,21 +3,10 @@ import math
 
 import pytest
 import torch
+from conftest import TINY_GPT, tiny_gpt, tiny_ids
 from torch.nn import functional as F
 
 from model import GPT, GPTConfig, peak_flops
-
-TINY = dict(block_size=16, vocab_size=31, n_layer=2, n_head=2, n_embd=16)
-
-
-def tiny(seed=0, **changes):
-    torch.manual_seed(seed)
-    return GPT(GPTConfig(**{**TINY, **changes})).eval()
-
-
-def ids(*shape, vocab_size=31, seed=1):
-    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
-
 
 # ---- equal to GPT-2 ----
 
@@ -38,7 +27,7 @@ def hugging_face(request, tmp_path):
 def test_logits_loss_and_gradients_equal_hugging_faces(hugging_face):
     theirs, directory = hugging_face
     ours = GPT.from_pretrained(directory).eval()
-    x = ids(3, theirs.config.n_positions, vocab_size=theirs.config.vocab_size)
+    x = tiny_ids(3, theirs.config.n_positions, vocab_size=theirs.config.vocab_size)
     logits, loss = ours(x[:, :-1], x[:, 1:])
     expected = theirs(x, labels=x)
     torch.testing.assert_close(logits, expected.logits[:, :-1], atol=1e-4, rtol=1e-4)
@@ -98,7 +87,7 @@ def test_gpt2s_size_has_its_parameters():
 
 
 def test_initial_weights_are_gpt2s():
-    model = tiny(n_layer=8, n_embd=128, vocab_size=512)
+    model = tiny_gpt(n_layer=8, n_embd=128, vocab_size=512)
     for name, parameter in model.named_parameters():
         if name.endswith('c_proj.weight'):
             assert parameter.std().item() == pytest.approx(0.02 / math.sqrt(2 * 8), rel=0.05)
@@ -107,12 +96,12 @@ def test_initial_weights_are_gpt2s():
         else:
             assert (parameter == (0 if name.endswith('bias') else 1)).all()
     assert model.lm_head.weight is model.transformer.wte.weight
-    logits, loss = model(ids(4, 16, vocab_size=512), ids(4, 16, vocab_size=512, seed=2))
+    logits, loss = model(tiny_ids(4, 16, vocab_size=512), tiny_ids(4, 16, vocab_size=512, seed=2))
     assert loss.item() == pytest.approx(math.log(512), abs=0.2)
 
 
 def test_a_token_changes_no_earlier_logits():
-    model, x = tiny(), ids(2, 16)
+    model, x = tiny_gpt(), tiny_ids(2, 16)
     before = model(x, x)[0]
     for t in (1, 7, 15):
         changed = x.clone()
@@ -123,7 +112,7 @@ def test_a_token_changes_no_earlier_logits():
 
 
 def test_inference_gives_the_last_position_and_ignored_targets_do_not_count():
-    model, x, y = tiny(), ids(2, 16), ids(2, 16, seed=2)
+    model, x, y = tiny_gpt(), tiny_ids(2, 16), tiny_ids(2, 16, seed=2)
     logits, loss = model(x)
     assert logits.shape == (2, 1, 31) and loss is None
     full, _ = model(x, y)
@@ -134,15 +123,15 @@ def test_inference_gives_the_last_position_and_ignored_targets_do_not_count():
 
 
 def test_dropout_acts_in_training_only_and_bias_false_leaves_none():
-    model, x = tiny(dropout=0.5, bias=False), ids(2, 16)
+    model, x = tiny_gpt(dropout=0.5, bias=False), tiny_ids(2, 16)
     assert torch.equal(model(x)[0], model(x)[0])
     assert not torch.equal(model.train()(x)[0], model(x)[0])
     assert not [name for name, _ in model.named_parameters() if name.endswith('bias')]
 
 
 def test_exact_and_tanh_gelu_differ_a_little():
-    a, b = tiny(gelu='tanh'), tiny(gelu='exact')
-    difference = (a(ids(2, 16))[0] - b(ids(2, 16))[0]).abs().max().item()
+    a, b = tiny_gpt(gelu='tanh'), tiny_gpt(gelu='exact')
+    difference = (a(tiny_ids(2, 16))[0] - b(tiny_ids(2, 16))[0]).abs().max().item()
     assert 0 < difference < 1e-2
 
 
@@ -151,16 +140,16 @@ def test_exact_and_tanh_gelu_differ_a_little():
     (dict(gelu='none'), 'gelu'), (dict(block_size=-1, vocab_size=0), 'block_size.*vocab_size')])
 def test_a_config_that_cannot_be_says_why(fields, reason):
     with pytest.raises(ValueError, match=reason):
-        GPTConfig(**{**TINY, **fields})
+        GPTConfig(**{**TINY_GPT, **fields})
 
 
 def test_too_long_a_sequence_is_refused():
     with pytest.raises(ValueError, match='block_size'):
-        tiny()(ids(1, 17))
+        tiny_gpt()(tiny_ids(1, 17))
 
 
 def test_a_cropped_model_is_smaller_and_the_same_within_its_context():
-    model, x = tiny(), ids(2, 8)
+    model, x = tiny_gpt(), tiny_ids(2, 8)
     before = model(x)[0]
     model.crop_block_size(8)
     assert torch.equal(model(x)[0], before)
@@ -175,7 +164,7 @@ def test_a_cropped_model_is_smaller_and_the_same_within_its_context():
 # ---- optimizer and arithmetic ----
 
 def test_matrices_decay_and_the_rest_does_not_and_adamw_is_fused():
-    model = tiny(bias=True)
+    model = tiny_gpt(bias=True)
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), 'cpu')
     decayed, plain = optimizer.param_groups
     assert (decayed['weight_decay'], plain['weight_decay']) == (0.1, 0.0)
@@ -196,7 +185,7 @@ def test_peak_flops_by_name(name, teraflops):
 
 
 def test_mfu_is_palms_formula_over_the_peak(monkeypatch):
-    model = tiny()
+    model = tiny_gpt()
     assert model.flops_per_token() == 6 * model.get_num_params() + 12 * 2 * 16 * 16
     assert model.estimate_mfu(8, 0.1) is None  # a CPU, whose peak no table has
     flops = model.flops_per_token() * 16 * 8 / 0.1
@@ -204,83 +193,3 @@ def test_mfu_is_palms_formula_over_the_peak(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'a card')
     monkeypatch.setattr(torch.Tensor, 'device', property(lambda tensor: torch.device('cuda')))
     assert model.estimate_mfu(8, 0.1) == pytest.approx(0.25)
-
-
-# ---- generation ----
-
-def generate(model, x, n, seed=0, **options):
-    return model.generate(x, n, generator=torch.Generator().manual_seed(seed), **options)
-
-
-def test_temperature_0_is_greedy_also_past_block_size():
-    model, x = tiny(), ids(2, 5)
-    for _ in range(20):
-        x = torch.cat([x, model(x[:, -16:])[0][:, -1].argmax(-1, keepdim=True)], dim=1)
-    assert torch.equal(model.generate(ids(2, 5), 20, temperature=0), x)
-
-
-def test_a_prompt_longer_than_block_size_continues_its_end():
-    model, x = tiny(), ids(2, 40)
-    cut = model.generate(x[:, -16:], 5, temperature=0)
-    assert torch.equal(model.generate(x, 5, temperature=0)[:, 40:], cut[:, 16:])
-    assert torch.equal(model.generate(x, 0), x)
-
-
-def test_the_same_generator_gives_the_same_text_whatever_the_global_seed():
-    model = tiny()
-    torch.manual_seed(1)
-    first = generate(model, ids(2, 3), 30)
-    torch.manual_seed(2)
-    assert torch.equal(generate(model, ids(2, 3), 30), first)
-    assert not torch.equal(generate(model, ids(2, 3), 30, seed=1), first)
-
-
-def with_logits(logits):
-    """A GPT whose next-token logits are these, whatever the prompt."""
-    model = tiny(vocab_size=len(logits), n_embd=2, n_head=1)
-    model.forward = lambda idx, targets=None: (torch.tensor(logits).expand(len(idx), 1, -1), None)
-    return model
-
-
-def shares(model, **options):
-    drawn = generate(model, torch.zeros(4000, 1, dtype=torch.int64), 1, **options)[:, 1]
-    return (torch.bincount(drawn, minlength=model.config.vocab_size) / 4000).tolist()
-
-
-P = [0.5, 0.25, 0.15, 0.1]
-LOGITS = [math.log(p) for p in P]
-
-
-@pytest.mark.parametrize('options, expected', [
-    (dict(), P), (dict(top_k=0), P), (dict(top_k=99), P), (dict(top_p=1.0), P),
-    (dict(top_k=2), [2 / 3, 1 / 3, 0, 0]), (dict(top_k=1), [1, 0, 0, 0]),
-    (dict(top_p=0.5), [1, 0, 0, 0]), (dict(top_p=0.6), [2 / 3, 1 / 3, 0, 0]), (dict(top_p=1e-9), [1, 0, 0, 0]),
-    (dict(temperature=0.5), [p * p / sum(q * q for q in P) for p in P]), (dict(temperature=1e-30), [1, 0, 0, 0]),
-    (dict(vocab_size=2), [2 / 3, 1 / 3, 0, 0]), (dict(vocab_size=3, top_k=2), [2 / 3, 1 / 3, 0, 0])])
-def test_sampling_follows_the_distribution_asked_for(options, expected):
-    assert shares(with_logits(LOGITS), **options) == pytest.approx(expected, abs=0.03)
-
-
-def test_top_k_keeps_exactly_k_among_ties():
-    assert sum(share > 0 for share in shares(with_logits([1.0] * 8), top_k=3)) == 3
-
-
-def test_a_row_ends_at_a_stop_token_and_all_ended_end_it():
-    model = tiny(seed=3)
-    free = generate(model, ids(4, 3), 40)
-    stop = free[0, 10].item()
-    stopped = generate(model, ids(4, 3), 40, stop_tokens=[stop])
-    for row in stopped[:, 3:].tolist():
-        if stop in row:
-            assert set(row[row.index(stop):]) == {stop}
-    assert stop in stopped[0, 3:].tolist() and torch.equal(stopped[0, :11], free[0, :11])
-    always = with_logits([0.0, 100.0])
-    assert always.generate(torch.zeros(3, 1, dtype=torch.int64), 40, stop_tokens=[1]).shape == (3, 2)
-
-
-@pytest.mark.parametrize('context, options, reason', [
-    (0, {}, 'no tokens'), (3, dict(temperature=-1.0), 'temperature'), (3, dict(temperature=math.nan), 'temperature'),
-    (3, dict(top_k=-1), 'top_k'), (3, dict(top_p=0.0), 'top_p'), (3, dict(top_p=1.5), 'top_p')])
-def test_what_cannot_be_sampled_is_refused(context, options, reason):
-    with pytest.raises(ValueError, match=reason):
-        tiny().generate(torch.zeros(1, context, dtype=torch.int64), 3, **options)

@@ -89,6 +89,12 @@ def test_how_often_it_evaluates_does_not_change_the_training(finished, tmp_path,
     assert equal_states(state(tmp_path / 'out' / 'last.pt'), state(finished[1] / 'last.pt'))
 
 
+def test_the_printed_time_is_of_the_steps_alone(tmp_path, char_data):
+    succeeded(train(tmp_path / 'out', char_data, eval_interval=1, eval_iters=100))
+    lines = metrics(tmp_path / 'out', timings=True)
+    assert sum(line.get('ms_per_step', 0) for line in lines) < 1000 * lines[-1]['elapsed'] / 2  # of 1400 forward passes
+
+
 def test_a_character_run_imports_nothing_heavy(tmp_path, char_data):
     flags = [f'--{k}={v}' for k, v in {**TINY, 'dataset': char_data, 'out_dir': tmp_path / 'out'}.items()]
     code = (f'import runpy, sys; sys.argv = ["train.py"] + {flags!r}; runpy.run_path({str(ROOT / "train.py")!r}, None, '
