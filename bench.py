@@ -50,7 +50,7 @@ config, given = configure(globals())
 # ---- set-up ----
 device = check_device(device)
 precision_name, autocast, scaler = precision(device, dtype, n_embd)
-set_up_math(seed)
+set_up_math(seed, device)
 if device.type == 'cpu' and 'batch_size' not in given:
     batch_size = 1  # 12 sequences of the default model take half a minute a step and 20 GB there
 with explained(ValueError):

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 RANK, LOCAL_RANK, WORLD_SIZE = (int(os.environ.get(name, default))  # torchrun sets these; alone we are rank 0 of 1
                                 for name, default in (('RANK', 0), ('LOCAL_RANK', 0), ('WORLD_SIZE', 1)))
-DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
 # ---- errors ----
@@ -127,7 +126,7 @@ def precision(device, dtype, training_width=0):
     def autocast():
         if name == 'float32':
             return contextlib.nullcontext()
-        return torch.autocast(device.type, dtype=DTYPES[name])
+        return torch.autocast(device.type, dtype=getattr(torch, name))
 
     return name, autocast, torch.amp.GradScaler(device.type, enabled=name == 'float16')
 
@@ -137,11 +136,11 @@ def seed_dropout(seed, step, unit):
     torch.manual_seed(((seed * 1_000_003 + step) * 1_000_003 + unit) % 2**63)
 
 
-def set_up_math(seed):
-    """Seeds torch, and lets what remains in float32 on CUDA use TF32 tensor cores."""
+def set_up_math(seed, device):
+    """Seeds torch, and lets what remains in float32 on CUDA use the tensor cores' TF32."""
     torch.manual_seed(seed)
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
+    if device.type == 'cuda':  # on a CPU it would lower the precision too
+        torch.set_float32_matmul_precision('high')
 
 
 def device_name(device):
@@ -225,23 +224,23 @@ class Process:
         if dist.is_initialized():
             dist.barrier()
 
-    def all_reduce(self, tensor, op=dist.ReduceOp.SUM):
+    def sum(self, tensor):
         """Sum of the tensor over all ranks, in place; the tensor itself when there is one rank."""
         if dist.is_initialized():
-            dist.all_reduce(tensor, op=op)
+            dist.all_reduce(tensor)
         return tensor
 
 
 def set_up_process(device, backend):
     """Process of this rank: alone, or in the group that torchrun describes. backend serves CUDA; others take gloo."""
+    parsed = check_device(device)
     if 'RANK' not in os.environ:
-        return Process(check_device(device))
-    if torch.device(device).type == 'cuda':
+        return Process(parsed)
+    if parsed.type == 'cuda':
         parsed = check_device(f'cuda:{LOCAL_RANK}')
         torch.cuda.set_device(parsed)
         dist.init_process_group(backend, device_id=parsed if backend == 'nccl' else None)
     else:
-        parsed = check_device(device)
         dist.init_process_group('gloo')
     _explain_user_errors()  # init_process_group has put a hook of its own before ours
     return Process(parsed)

@@ -83,7 +83,7 @@ else:
 # ---- model and tokenizer ----
 device = check_device(device)
 precision_name, autocast, _ = precision(device, dtype)
-set_up_math(seed)
+set_up_math(seed, device)
 if init_from == 'resume':
     saved, path = checkpoint.load_to_sample(out_dir)
     with explained(ValueError, TypeError, prefix=f'{path}: '):

@@ -87,7 +87,7 @@ config, given = configure(globals())
 # ---- device and processes ----
 process = set_up_process(device, backend)
 device, rank, world_size = process.device, process.rank, process.world_size
-set_up_math(seed)
+set_up_math(seed, device)
 parts, units = process.share(gradient_accumulation_steps, batch_size)
 
 # ---- what to continue ----
@@ -202,7 +202,7 @@ def evaluate():
             with autocast():
                 losses[row, k] = gpt(x, y)[1]
     gpt.train()
-    process.all_reduce(losses)
+    process.sum(losses)
     return None if losses[0, -1] else losses[:, :-1].mean(dim=1).tolist()
 
 
@@ -313,7 +313,7 @@ while True:
     scaler.unscale_(optimizer)
     grad_norm = torch.nn.utils.clip_grad_norm_(gpt.parameters(), grad_clip or math.inf).item()
     summed[1] += stop_signal is not None
-    loss, stops = process.all_reduce(summed).tolist()
+    loss, stops = process.sum(summed).tolist()
     if not math.isfinite(loss) or not (math.isfinite(grad_norm) or scaler.is_enabled()):  # the scaler skips such a step
         raise UserError(f'after step {iter_num} the loss is {loss} and the gradient norm {grad_norm}: stopped before '
                         f'they reached the weights; resume from the last state in {out_dir} with a lower learning_rate')
