@@ -10,7 +10,9 @@ An out_dir: saving, loading, verifying, and choosing what to resume.
 A checkpoint is a torch.save of a dict with nanoGPT's six keys (model, optimizer, model_args, iter_num, best_val_loss,
 config) and ours; nanoGPT's own files are read as they are.
 """
+import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -41,7 +43,10 @@ def save(out_dir, checkpoint, names):
     _remove(temporaries)  # a kill may have left some; one may even be a second name of last.pt
     try:
         with open(temporaries[0], 'wb') as file:
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # how torch reports that a write has failed
+                raise OSError(f'torch.save: {error}') from error
             file.flush()
             os.fsync(file.fileno())
         for other in temporaries[1:]:
@@ -78,19 +83,17 @@ def digest(tree):
     return sha256.hexdigest()
 
 
+@functools.cache  # once: what is edited while a run goes on does not run
 def _provenance():
     """What code made a checkpoint: the versions of the libraries, and the git revision of this folder if it has one."""
-    import numpy
-    revision = None
-    here = os.path.dirname(os.path.abspath(__file__))
-    if os.path.exists(os.path.join(here, '.git')):
-        try:
-            answer = subprocess.run(['git', '-C', here, 'describe', '--always', '--dirty', '--abbrev=40'],
-                                    capture_output=True, text=True, timeout=10, check=False)
-            revision = answer.stdout.strip() or None
-        except (OSError, subprocess.TimeoutExpired):
-            revision = None  # git is not installed, or hangs on a network disk: the revision stays unknown
-    return {'versions': {'torch': str(torch.__version__), 'numpy': numpy.__version__}, 'git_revision': revision}
+    try:
+        git = subprocess.run(['git', 'describe', '--always', '--dirty', '--abbrev=40'], capture_output=True, text=True,
+                             cwd=os.path.dirname(os.path.abspath(__file__)), timeout=10, check=False)
+        revision = git.stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        revision = None  # git is not installed, or hangs on a network disk: the revision stays unknown
+    versions = {name: importlib.metadata.version(name) for name in ('torch', 'numpy')}
+    return {'versions': versions, 'git_revision': revision}
 
 
 def _remove(paths):
@@ -152,20 +155,24 @@ def load(path, digested=DIGESTED):
         # Mapped, what is not asked for (sampling needs no moments) is never read.
         checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap='optimizer' not in digested)
     except Exception as error:  # a broken file can fail anywhere in unpickling, and is refused whatever it raises
-        unsafe = re.search(r'Unsupported [^\n]*?(GLOBAL \S+|class \S+)', str(error))
-        plain = f'{type(error).__name__}: {error}'.split('\n')[0][:150]
-        reason = f'it asks to run {unsafe[1]}' if unsafe else plain
+        unsafe = re.search(r'[Uu]nsupported [^\n]*?(GLOBAL \S+|class \S+)', str(error))
+        reason = f'it asks to run {unsafe[1]}' if unsafe else 'it is cut short, or not a file of torch.save'
+        if isinstance(error, PermissionError):
+            reason = error.strerror
         raise UserError(f'{path} is not a checkpoint that can be read safely ({reason})') from error
     if not isinstance(checkpoint, dict):
         raise UserError(f'{path} holds a {type(checkpoint).__name__}, not the dict of a training run')
     for key, kind in NEEDED.items():
         if not isinstance(checkpoint.get(key), kind):
             raise UserError(f'{path} has no usable {key!r}: it is not the checkpoint of a training run')
-    if checkpoint.get('format_version', FORMAT_VERSION) > FORMAT_VERSION:
-        raise UserError(f"{path} has format version {checkpoint['format_version']}, this program reads up to "
-                        f'{FORMAT_VERSION}: update the program')
+    version, digests = checkpoint.get('format_version', FORMAT_VERSION), checkpoint.get('digest', {})
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise UserError(f'{path} has format version {version!r}, this program reads up to {FORMAT_VERSION}: '
+                        'update the program')
+    if not isinstance(digests, dict):
+        raise UserError(f"{path} has no usable 'digest': it is not the checkpoint of a training run")
     for part in digested:
-        if part in checkpoint.get('digest', {}) and digest(checkpoint[part]) != checkpoint['digest'][part]:
+        if part in digests and part in checkpoint and digest(checkpoint[part]) != digests[part]:
             raise UserError(f'{path} is damaged: the digest of its {part!r} does not match')
     # A compiled model's names carry a prefix, and nanoGPT on torch 1 kept its attention masks.
     checkpoint['model'] = {name.removeprefix('_orig_mod.'): tensor for name, tensor in checkpoint['model'].items()
@@ -205,10 +212,9 @@ def load_to_sample(out_dir):
 
 def load_to_resume(out_dir):
     """(checkpoint, path) of the newest state: last.pt, or ckpt.pt when that is further or alone, or the ones before."""
-    last = _existing(out_dir, 'last.pt', 'last.prev.pt', 'ckpt.pt', 'ckpt.prev.pt')
-    checkpoint, path = _first_that_loads(last)
+    checkpoint, path = _first_that_loads(_existing(out_dir, 'last.pt', 'last.prev.pt', 'ckpt.pt', 'ckpt.prev.pt'))
     best = os.path.join(out_dir, 'ckpt.pt')
-    if path != best and os.path.exists(best) and not _same_file(path, best):
+    if path != best and os.path.exists(best) and not os.path.samefile(path, best):
         try:
             other = load(best)
         except UserError as error:
@@ -217,10 +223,6 @@ def load_to_resume(out_dir):
             if other['iter_num'] > checkpoint['iter_num']:
                 return other, best
     return checkpoint, path
-
-
-def _same_file(one, other):
-    return os.path.samestat(os.stat(one), os.stat(other))
 
 
 # ---- into a model ----
@@ -237,10 +239,12 @@ def restore_model(model, checkpoint, path):
 def restore_optimizer(optimizer, checkpoint, path):
     """Copies the checkpoint's moments into optimizer, whose own learning rate, betas and decay stay in force."""
     groups = optimizer.state_dict()['param_groups']
-    state = checkpoint.get('optimizer', {}).get('state')
+    saved = checkpoint.get('optimizer')
+    state = saved.get('state') if isinstance(saved, dict) else None
     parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
     fits = isinstance(state, dict) and all(
-        i in range(len(parameters)) and moments['exp_avg'].shape == moments['exp_avg_sq'].shape == parameters[i].shape
+        i in range(len(parameters)) and all(
+            name in moments and moments[name].shape == parameters[i].shape for name in ('exp_avg', 'exp_avg_sq'))
         for i, moments in state.items())
     if not fits:
         raise UserError(f'the optimizer state in {path} is missing or of another model')

@@ -16,7 +16,6 @@ import ast
 import difflib
 import inspect
 import io
-import math
 import os
 import re
 import sys
@@ -40,6 +39,8 @@ def read_block(source, values):
         if not isinstance(target, ast.Name) or not target.id[0].islower():
             continue  # _names and CONSTANTS are the script's own
         default = values[target.id]
+        if not (default is None or isinstance(default, (bool, int, float, str))):
+            continue  # nor is what nanoGPT's scripts keep their keys in
         annotation = getattr(node, 'annotation', None)
         kinds = ast.unparse(annotation).split(' | ') if annotation else [type(default).__name__]
         kind = next(kind for kind in kinds if kind != 'None')
@@ -71,9 +72,9 @@ def check_value(key, value):
     """The value as the key's type; ValueError says what was expected."""
     if value is None and key.nullable:
         return None
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if key.type in (int, float) and number:
-        if math.isfinite(value) and (key.type is float or value == int(value)):
+    if key.type in (int, float):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max and (
+                key.type is float or value == int(value)):
             return key.type(value)
     elif isinstance(value, key.type):
         return value
@@ -111,19 +112,24 @@ def run_file(path, keys, values, wrong):
     """Runs a config file over the present values and returns what it changes; appends to wrong what is not right."""
     try:
         with open(path, encoding='utf-8') as file:
-            code = compile(file.read(), path, 'exec')
+            tree = ast.parse(file.read(), path)
+        code = compile(tree, path, 'exec')
         namespace = dict(values, __file__=path, __name__='config')
         exec(code, namespace)
     except Exception as error:  # a config file is a program: anything can be wrong with it
         frames = inspect.getinnerframes(error.__traceback__)
-        line = getattr(error, 'lineno', None) or max((f.lineno for f in frames if f.filename == path), default=0)
-        wrong.append(f'{path}, line {line}: {type(error).__name__}: {error}')
+        own = error.lineno if isinstance(error, SyntaxError) and error.filename == path else 0
+        line = own or max((f.lineno for f in frames if f.filename == path), default=0)
+        wrong.append(' '.join(f'{path}, line {line}: {type(error).__name__}: {error}'.split()))
         return {}
-    changes = {}
+    names = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
+    changes, assigned = {}, {node.id for node in names if isinstance(node.ctx, ast.Store)}
     for name, value in namespace.items():
-        if name.startswith('_') or inspect.ismodule(value) or callable(value) or value is values.get(name, namespace):
+        if name.startswith('_') or (value is values.get(name, namespace) and name not in assigned):
             continue
         if name not in keys:
+            if inspect.ismodule(value) or callable(value):
+                continue
             wrong.append(f'{path}: {name} is no key: {nearest(name, keys)} (a helper of the file starts with _)')
             continue
         try:
@@ -161,8 +167,7 @@ def configure(namespace, arguments=None):
         print_help(script, ast.get_docstring(ast.parse(source)) or '', keys)
         sys.exit(0)
     values, given, wrong = {name: key.default for name, key in keys.items()}, set(), []
-    devices = [argument[9:] for argument in arguments if argument.startswith('--device=')]
-    for argument in arguments:
+    for position, argument in enumerate(arguments):
         if argument.startswith('--'):
             changes = run_flag(argument, keys, wrong)
         else:
@@ -173,6 +178,7 @@ def configure(namespace, arguments=None):
                              'a setting is written --key=value')
                 continue
             # A file may fit itself to the device, so it sees the one that a flag will choose.
+            devices = [later[9:] for later in arguments[position:] if later.startswith('--device=')]
             seen = dict(values, device=devices[-1]) if devices and 'device' in keys else values
             changes = run_file(path, keys, seen, wrong)
         values.update(changes)

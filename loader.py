@@ -30,13 +30,15 @@ def read_meta(folder):
     try:
         with open(path, encoding='utf-8') as file:
             meta = json.load(file)
-        version, dtype, vocab_size, tokenizer = map(meta.__getitem__, ('format_version', *META_KEYS))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        version = meta['format_version']
+        dtype, vocab_size, tokenizer = (meta.get(key) for key in META_KEYS)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{path} is not a readable meta.json ({error!r}): prepare the data set again') from error
     if version != FORMAT_VERSION:
         raise UserError(f'{path} has format version {version!r}, this program reads {FORMAT_VERSION}: '
                         'update the program, or prepare the data set again')
-    if dtype not in DTYPES or not isinstance(vocab_size, int) or vocab_size < 1 or not isinstance(tokenizer, dict):
+    if not (isinstance(dtype, str) and dtype in DTYPES and isinstance(vocab_size, int) and vocab_size >= 1
+            and isinstance(tokenizer, dict)):
         raise UserError(f'{path} has dtype {dtype!r}, vocab_size {vocab_size!r} and a tokenizer of type '
                         f'{type(tokenizer).__name__}: prepare the data set again')
     return meta
@@ -90,8 +92,9 @@ class TokenFile:
             raise UserError(f'{path} has {size} bytes, no whole number of {dtype} tokens: it is cut short or of '
                             f'another format; {_how_to_prepare(path)}')
         if self.tokens <= block_size:
+            shorter = f'use --block_size={self.tokens - 1} or less, or ' if self.tokens > 1 else 'use '
             raise UserError(f'{path} has {self.tokens} tokens, but block_size={block_size} needs {block_size + 1}: '
-                            f'use --block_size={self.tokens - 1} or less, or more text')
+                            f'{shorter}more text')
 
     def __len__(self):
         return self.tokens

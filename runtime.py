@@ -86,14 +86,13 @@ def default_device():
 
 def check_device(device):
     """torch.device of a device key; UserError where this machine has no such thing."""
+    here = {'cuda': torch.cuda.is_available, 'mps': torch.backends.mps.is_available, 'cpu': lambda: True}
     try:
         parsed = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"device={device!r} is no device: use 'cuda', 'cuda:1', 'mps' or 'cpu'") from None
-    here = {'cuda': torch.cuda.is_available, 'mps': torch.backends.mps.is_available, 'cpu': lambda: True}
-    if parsed.type not in here:
-        raise UserError(f"device={device!r} is not supported: use 'cuda', 'cuda:1', 'mps' or 'cpu'")
-    if not here[parsed.type]():
+        is_here = here[parsed.type]()
+    except (RuntimeError, KeyError):
+        raise UserError(f"device={device!r} is not supported: use 'cuda', 'cuda:1', 'mps' or 'cpu'") from None
+    if not is_here:
         raise UserError(f'device={device!r} is not available to this torch ({torch.__version__}): '
                         f'use --device={default_device()}, or install the torch build for your hardware')
     if parsed.type == 'cuda' and (parsed.index or 0) >= torch.cuda.device_count():
@@ -189,8 +188,8 @@ def compile_or_warn(model, trial, **options):
     except Exception as error:  # a compiler's failures share no class; the model itself is proven eager just below
         model.compile(disable=True)
         trial()
-        first_line = (str(error).strip().splitlines() or [''])[0]
-        warn(f'torch.compile failed, going on without it ({type(error).__name__}: {first_line[:200]})')
+        reason = ' '.join(str(error).split())[:200]
+        warn(f'torch.compile failed, going on without it ({type(error).__name__}: {reason})')
         return False
 
 

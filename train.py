@@ -78,7 +78,7 @@ compile: bool | None = None         # torch.compile; None: on CUDA only
 
 
 def problems():  # between keys, on top of what their comments allow
-    if n_embd % n_head:
+    if n_head and n_embd % n_head:
         yield f'n_embd={n_embd} is not a multiple of n_head={n_head}'
 
 
@@ -166,17 +166,17 @@ def get_lr(step):
     return min_lr + (learning_rate - min_lr) * (1 + math.cos(math.pi * decayed)) / 2
 
 
-# ---- compiled, distributed ----
-is_compiled = False
-if device.type == 'cuda' if compile is None else compile:
-    x, y = train_data.batch(seed, 'train', 0, 0, batch_size, block_size, device, 0, parts)
-    with autocast():
-        is_compiled = compile_or_warn(gpt, lambda: gpt(x, y)[1].backward())
-    gpt.zero_grad(set_to_none=True)
+# ---- distributed, compiled ----
 model = gpt  # gpt stays the bare model, whose names are the saved ones
 if world_size > 1:
     model = DistributedDataParallel(gpt, device_ids=[device.index] if device.type == 'cuda' else None,
                                     gradient_as_bucket_view=True)
+is_compiled = False
+if device.type == 'cuda' if compile is None else compile:
+    x, y = train_data.batch(seed, 'train', 0, 0, batch_size, block_size, device, 0, parts)
+    with autocast():  # tried through DDP: it is for DDP that the compiler splits the backward pass
+        is_compiled = compile_or_warn(gpt, lambda: model(x, y)[1].backward())
+    gpt.zero_grad(set_to_none=True)
 
 # ---- evaluation ----
 stop_signal = None  # its number, once one has come
