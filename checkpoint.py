@@ -40,17 +40,20 @@ def save(out_dir, checkpoint, names):
                   'digest': {part: digest(checkpoint[part]) for part in DIGESTED}}
     os.makedirs(out_dir, exist_ok=True)
     temporaries = [os.path.join(out_dir, f'.{name}.pt.tmp') for name in names]
-    _remove(temporaries)  # a kill may have left some; one may even be a second name of last.pt
+    _remove(temporaries)  # left by a kill, they may be second names of last.pt
     try:
         with open(temporaries[0], 'wb') as file:
             try:
                 torch.save(checkpoint, file)
-            except RuntimeError as error:  # how torch reports that a write has failed
-                raise OSError(f'torch.save: {error}') from error
+            except RuntimeError as error:
+                raise OSError(f'torch.save: {error}') from error  # which it is: a write has failed
             file.flush()
             os.fsync(file.fileno())
-        for other in temporaries[1:]:
-            _link_or_copy(temporaries[0], other)
+        for other in temporaries[1:]:  # names of one file, which is only ever replaced, never written into
+            try:
+                os.link(temporaries[0], other)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(temporaries[0], other)
         for name, temporary in zip(names, temporaries, strict=True):
             path = os.path.join(out_dir, f'{name}.pt')
             if os.path.exists(path):
@@ -100,13 +103,6 @@ def _remove(paths):
     for path in paths:
         if os.path.exists(path):
             os.remove(path)
-
-
-def _link_or_copy(source, target):
-    try:
-        os.link(source, target)  # both names share one file: each is only ever replaced, never written into
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
 
 
 def _sync_folder(folder):

@@ -10,7 +10,9 @@ The last reads one prompt a line, {"prompt": "…"}, and writes {"prompt": "…"
 """
 import json
 import os
+import signal
 import sys
+from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -64,9 +66,10 @@ def read_text(path):
 def read_prompts(path):
     """The prompts of a .jsonl file, as a list of str."""
     found = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split('\n'), start=1):
         try:
-            found.append(json.loads(line)['prompt'] + '')
+            if line.strip():
+                found.append(json.loads(line)['prompt'] + '')
         except (ValueError, KeyError, TypeError, IndexError):
             raise UserError(f'{path}, line {number}: expected a JSON object like {{"prompt": "text"}}') from None
     if not found:
@@ -112,32 +115,35 @@ if compile:
 
 
 # ---- generation ----
-def complete(prompt, number, show=lambda text: None):
-    """The completions of a prompt, list of num_samples str. The first is shown piece by piece as it comes."""
-    ids = torch.tensor([tokenizer.encode(prompt)], dtype=torch.int64, device=device)  # (1, T)
+def complete(ids, number, show=None):
+    """Completions of a prompt's ids, as a list of num_samples str; show is called with each piece of the first."""
+    context = torch.tensor([ids], dtype=torch.int64, device=device).expand(num_samples, -1)  # (num_samples, T)
     generator = torch.Generator(device).manual_seed(seed + number)
-    decoder, positions = tokenizer.decoder(), []
-    with torch.no_grad(), autocast(), explained(ValueError, prefix=f'prompt {prompt[:40]!r}: '):
-        for chosen in model.stream(ids.expand(num_samples, -1), max_new_tokens, temperature, top_k, top_p,
-                                   vocab_size=tokenizer.vocab_size, generator=generator):
-            positions.append(chosen)  # (num_samples, 1)
-            show(decoder(chosen[0].tolist()))
-    rows = torch.cat(positions, dim=1).tolist() if positions else [[]] * num_samples
-    return [tokenizer.decode(row) for row in rows]
+    decode_piece, new = tokenizer.decoder(), []
+    with torch.no_grad(), autocast(), explained(ValueError):
+        for chosen in model.stream(context, max_new_tokens, temperature, top_k, top_p, vocab_size=tokenizer.vocab_size,
+                                   generator=generator):
+            new.append(chosen)  # (num_samples, 1)
+            if show:
+                show(decode_piece(chosen[0].tolist()))
+    return [tokenizer.decode(row) for row in torch.cat([context[:, :0], *new], dim=1).tolist()]
 
 
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the text, without a traceback
 sys.stdout.reconfigure(errors='replace')  # a terminal may not know every character
+encoded = [tokenizer.encode(text) for text in texts]
 if prompts:
-    temporary = output + '.tmp'
     with explained(OSError, prefix='output cannot be written: '):
-        with open(temporary, 'w', encoding='utf-8') as file:
-            for number, prompt in enumerate(tqdm(texts, 'prompts', disable=None)):
-                line = {'prompt': prompt, 'completions': complete(prompt, number)}
+        # backslashreplace: half a surrogate pair, which JSON allows and UTF-8 does not, stays an escape
+        with open(output + '.tmp', 'w', encoding='utf-8', errors='backslashreplace') as file:
+            for number, text in enumerate(tqdm(texts, 'prompts', disable=None)):
+                line = {'prompt': text, 'completions': complete(encoded[number], number)}
                 file.write(json.dumps(line, ensure_ascii=False) + '\n')
-        os.replace(temporary, output)
+        os.replace(output + '.tmp', output)
 else:
-    prompt, live = texts[0], sys.stdout.isatty()
+    live = sys.stdout.isatty()
+    write = partial(print, end='', flush=True)
     if live:
-        print(prompt, end='', flush=True)
-    for i, completion in enumerate(complete(prompt, 0, lambda text: live and print(text, end='', flush=True))):
-        print(('' if live and i == 0 else prompt + completion) + '\n---------------')
+        write(texts[0])
+    for i, completion in enumerate(complete(encoded[0], 0, write if live else None)):
+        print(('' if live and i == 0 else texts[0] + completion) + '\n---------------')

@@ -63,7 +63,7 @@ def test_the_prompt_may_be_a_file_and_longer_than_the_context(out_dir, tmp_path)
 
 def test_many_prompts_from_a_file_into_a_file(out_dir, tmp_path):
     prompts, output = tmp_path / 'prompts.jsonl', tmp_path / 'completions.jsonl'
-    prompts.write_text('{"prompt": "a"}\n{"prompt": "bad cafe"}\n', encoding='utf-8')
+    prompts.write_text('{"prompt": "a"}\n\n{"prompt": "bad cafe"}\n', encoding='utf-8')
     succeeded(sample(out_dir, prompts=prompts, output=output, num_samples=2))
     lines = [json.loads(line) for line in output.read_text(encoding='utf-8').splitlines()]
     assert [line['prompt'] for line in lines] == ['a', 'bad cafe']
@@ -107,6 +107,13 @@ def test_a_terminal_shows_the_same_text_as_a_pipe(out_dir):
 ])
 def test_what_cannot_be_sampled_is_said_in_one_sentence(out_dir, keys, sentence):
     assert sentence in refused(sample(out_dir, **keys))
+
+
+def test_no_prompt_is_completed_when_one_cannot_be(out_dir, tmp_path):
+    (tmp_path / 'prompts.jsonl').write_text('{"prompt": "a"}\n{"prompt": "\\ud800"}', encoding='utf-8')
+    ended = sample(out_dir, prompts=tmp_path / 'prompts.jsonl', output=tmp_path / 'out.jsonl')
+    assert '(U+D800) is not among the 10' in refused(ended)
+    assert os.listdir(tmp_path) == ['prompts.jsonl']
 
 
 @pytest.mark.parametrize('line', ['{"prompt": 3}', '["prompt"]', 'prompt', '{}'])
