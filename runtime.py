@@ -39,12 +39,15 @@ def end_with(sentences):
 
 
 def _explain_user_errors():
-    """Lets an uncaught UserError end the process with its sentence, and any other exception as it would have."""
+    """Lets an uncaught UserError end the process with its sentence, and other exceptions as they would have."""
     otherwise = sys.excepthook
 
     def hook(kind, error, traceback):
         if issubclass(kind, UserError):
             end_with([error])
+        if issubclass(kind, torch.OutOfMemoryError):
+            end_with(['the GPU is out of memory: lower batch_size or block_size; more gradient_accumulation_steps make '
+                      'up for a smaller batch'])
         otherwise(kind, error, traceback)
 
     sys.excepthook = hook
@@ -202,10 +205,6 @@ class Process:
     rank: int = RANK
     local_rank: int = LOCAL_RANK
     world_size: int = WORLD_SIZE
-
-    @property
-    def is_master(self):
-        return self.rank == 0
 
     def share(self, micro_batches, batch_size):
         """(parts, units): this rank's share of a step of so many micro-batches of batch_size rows.

@@ -239,7 +239,7 @@ def save(*names):
         warn(f'{unsaved}; training goes on, and the next save is tried as usual')
 
 
-if process.is_master:
+if rank == 0:
     with explained(OSError, prefix='out_dir cannot be written: '):
         os.makedirs(out_dir, exist_ok=True)
         if init_from == 'resume':
@@ -275,7 +275,7 @@ while True:
             stopping = losses is None
             evaluation_seconds = time.perf_counter() - session_start - elapsed
         if stopping:  # the record stays open: the next session evaluates if that was due, and writes it
-            if iter_num and process.is_master:
+            if iter_num and rank == 0:
                 save('last')
             break
         improved = evaluating and losses[1] < best_val_loss
@@ -284,13 +284,13 @@ while True:
             print0(f'step {iter_num}: train loss {losses[0]:.4f}, val loss {losses[1]:.4f}{", the best" * improved}')
             if not math.isfinite(losses[1]):
                 raise UserError(f'the validation loss is {losses[1]} at step {iter_num}, so that state is not saved')
-        if record and process.is_master:
+        if record and rank == 0:
             metrics.write(json.dumps({'step': iter_num, 'tokens': tokens_seen, **record, 'elapsed': elapsed}) + '\n')
             if wandb_log:
                 wandb.log({'iter': iter_num, **record})
         record, best_val_loss = None, losses[1] if improved else best_val_loss
         due = evaluating or (checkpoint_interval and iter_num % checkpoint_interval == 0)
-        if due and iter_num and process.is_master:
+        if due and iter_num and rank == 0:
             save('last', *['ckpt'] * (evaluating and (improved or always_save_checkpoint)))
     if finished:
         break
