@@ -196,12 +196,13 @@ def configure(namespace, arguments=None):
 
 
 def print_help(script, docstring, keys):
-    print(f'usage: python {os.path.basename(script)} [config file …] [--key=value …]\n\n{docstring.strip()}\n')
+    lines = [f'usage: python {os.path.basename(script)} [config file …] [--key=value …]\n', docstring.strip(), '']
     width = max(len(f'--{name}={key.default!r}') for name, key in keys.items())
     for name, key in keys.items():
         if key.heading:
-            print(f'\n{key.heading}')
-        print(f'  {f"--{name}={key.default!r}":<{min(width, 40)}}  {key.comment}')
+            lines += ['', key.heading]
+        lines.append(f'  {f"--{name}={key.default!r}":<{min(width, 40)}}  {key.comment}')
+    print('\n'.join(lines))
 
 
 if __name__ != 'configurator':  # a script written for nanoGPT execs this file
