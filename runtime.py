@@ -109,9 +109,9 @@ def default_dtype(device, training_width=0):
     model that is to be trained, 0 for one that only samples.
 
     CUDA cards of compute capability 8 and newer multiply in bfloat16; older ones (T4, V100) only emulate it and take
-    float16. CPUs with AMX or AVX512-BF16 train wide models faster in bfloat16 (2 cores of a Zen 5 EPYC: 1.8x at n_embd
-    384, 1.6x at 768) and narrow ones not (0.95x at 128), and sampling has little to gain, for it only multiplies
-    vectors."""
+    float16. CPUs with AMX or AVX512-BF16 train wide models faster in bfloat16 (2 cores of an AVX512-BF16 EPYC: 2.3x at
+    n_embd 384, 2.2x at 768); at 128 the 1.3x is not worth the rounding, and sampling multiplies vectors, which gain
+    little."""
     if device.type == 'cuda':
         return 'bfloat16' if torch.cuda.get_device_capability(device)[0] >= 8 else 'float16'
     if device.type == 'cpu' and training_width >= 256:
