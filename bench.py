@@ -27,7 +27,7 @@ batch_size = 12                     # >= 1 sequences in a step; a CPU takes 1 un
 block_size = 1024                   # >= 1 tokens in a sequence
 real_data = True                    # of the data set, where it is there; False: random tokens
 dataset = 'openwebtext'             # folder under data/
-seed = 1337                         # >= 0, of weights and batches
+seed = 1337                         # [0, 4294967295] of weights and batches
 # Model
 n_layer = 12                        # >= 1 blocks
 n_head = 12                         # >= 1 attention heads

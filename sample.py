@@ -38,7 +38,7 @@ max_new_tokens = 500                # >= 0 tokens in a completion
 temperature = 0.8                   # >= 0; below 1 bolder, above 1 wilder, 0 the likeliest token always
 top_k: int | None = 200             # >= 0 likeliest tokens to choose from; 0 or None: all
 top_p: float | None = None          # (0, 1], choose from the fewest tokens of this probability in sum; None: all
-seed = 1337                         # >= 0, the same seed gives the same text
+seed = 1337                         # [0, 4294967295], the same seed gives the same text
 # System
 device = default_device()           # cuda, cuda:1, mps or cpu; unless told, the best one here
 dtype = 'auto'                      # 'auto' | 'float32' | 'bfloat16' | 'float16'

@@ -41,7 +41,7 @@ eval_only = False                   # evaluate once and stop; writes nothing
 always_save_checkpoint = True       # ckpt.pt is the newest state; False: the one with the best validation loss
 checkpoint_interval = 0             # >= 0 steps between saves of last.pt besides those at evaluations; 0: none
 init_from = 'scratch'               # scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, a hub id or a directory
-seed = 1337                         # >= 0, of the initial weights, the batches and dropout
+seed = 1337                         # [0, 4294967295] of the initial weights, the batches and dropout
 # Weights & Biases
 wandb_log = False                   # log there too (WANDB_MODE=offline works without an account)
 wandb_project = 'owt'               # project of the run
@@ -179,13 +179,14 @@ if device.type == 'cuda' if compile is None else compile:
     gpt.zero_grad(set_to_none=True)
 
 # ---- evaluation ----
-stop_signal = None  # its number, once one has come
+stop_signal, stop_asked = None, math.inf  # its number and time, once one has come
 
 
 def request_stop(number, frame):
-    global stop_signal
-    stop_signal = number
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C quits at once
+    global stop_signal, stop_asked
+    if time.monotonic() - stop_asked > 1:  # a second Ctrl-C quits at once; torchrun's echo of the first comes sooner
+        os._exit(128 + number)
+    stop_signal, stop_asked = number, min(stop_asked, time.monotonic())
 
 
 @torch.no_grad()
@@ -219,7 +220,6 @@ best_val_loss = float(resumed.get('best_val_loss', math.inf))
 elapsed = resumed.get('elapsed', 0.0)                       # seconds, over all sessions
 record = resumed.get('record', {})                          # of this step, for metrics.jsonl; None once it is written
 run_id = resumed.get('run_id') or secrets.token_hex(4)      # by which wandb knows the run
-
 session_start, evaluation_seconds = time.perf_counter() - elapsed, 0.0
 stopping, unsaved, resumed = False, None, None  # frees the checkpoint's tensors
 
@@ -256,7 +256,7 @@ if rank == 0:
 parameters, tokens = gpt.get_num_params(non_embedding=False), tokens_per_step * max_iters
 print0(f'machine  {world_size} x {device_name(device)}, {precision_name}, {"compiled" if is_compiled else "eager"}')
 print0(f'model    {parameters:,} parameters, {gpt.config}')
-print0(f'data     {dataset}: {len(train_data):,} training and {len(val_data):,} validation tokens')
+print0(f'data     {meta.get("source", dataset)}: {len(train_data):,} training and {len(val_data):,} validation tokens')
 print0(f'plan     {max_iters:,} steps of {tokens_per_step:,} tokens: {tokens:,}, {tokens / len(train_data):.2f} epochs')
 print0(f'memory   {16 * parameters / 2**20:,.0f} MiB a device for weights, gradients and AdamW; activations on top')
 
@@ -325,7 +325,6 @@ while True:
     stopping, record = stops > 0, {}
     window.append(time.perf_counter() - step_start)
     progress.update()
-
     if iter_num % log_interval == 0 or iter_num == 1:
         seconds = sum(window) / len(window)
         window.clear()
@@ -344,7 +343,8 @@ if unsaved:
     raise UserError(unsaved)
 if stopping:
     stop_signal = stop_signal or signal.SIGTERM  # it may have reached another rank
-    print0(f'stopped by {signal.Signals(stop_signal).name} at step {iter_num}: --init_from=resume goes on from there')
+    print0(f'stopped by {signal.Signals(stop_signal).name} at step {iter_num}'
+           + ': --init_from=resume goes on from there' * bool(iter_num))
     sys.exit(128 + stop_signal)
 print0(f'done: best validation loss {best_val_loss:.4f}, {timedelta(seconds=round(elapsed))} in all. Now try:\n'
        f'python sample.py --out_dir={out_dir}')

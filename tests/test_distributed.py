@@ -1,9 +1,13 @@
 """train.py under torchrun, with gloo on the CPU: any number of ranks trains the same model."""
+import os
+import re
+import signal
 import socket
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, TINY, refused, run, succeeded
 from test_train import metrics
 
@@ -44,6 +48,22 @@ def test_two_agents_on_one_machine_train_together(tmp_path, char_data):
     assert 'done: ' in outputs[0][0] and outputs[1][0] == ''
     succeeded(run('train.py', **{**keys, 'out_dir': tmp_path / 'one'}))
     same_curve(tmp_path / 'one', tmp_path / 'two')
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='signals a group of processes')
+def test_ctrl_c_under_torchrun_stops_all_ranks_at_one_step_and_saves_it(tmp_path, char_data):
+    keys = {**TINY, 'dataset': char_data, 'out_dir': tmp_path / 'out', 'max_iters': 100_000, 'eval_interval': 50_000}
+    command = [sys.executable, *STANDALONE, ROOT / 'train.py', *[f'--{key}={value}' for key, value in keys.items()]]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                               start_new_session=True)
+    for line in process.stdout:
+        if line.startswith('step 5:'):
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does; torchrun, which gets it too, passes it on
+    rest, _ = process.communicate(timeout=60)
+    stopped = re.search(r'stopped by SIGINT at step (\d+)', rest)
+    assert stopped, rest
+    assert torch.load(tmp_path / 'out' / 'last.pt', weights_only=True)['iter_num'] == int(stopped[1])
 
 
 def test_ranks_that_cannot_share_the_work_are_told_which_can(tmp_path, char_data):

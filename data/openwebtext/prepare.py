@@ -25,7 +25,7 @@ data_files = ''             # local .parquet, .jsonl, .json or .txt (one documen
 text_column = 'text'        # column (Parquet) or field (JSON) that holds a document's text
 # Split
 test_size = 0.0005          # (0, 1) share of the documents that goes to val.bin
-seed = 2357                 # >= 0, of the shuffle before the split
+seed = 2357                 # [0, 4294967295] of the shuffle before the split
 # Machine
 num_proc = os.cpu_count()   # >= 1 processes that tokenize
 
