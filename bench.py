@@ -60,10 +60,12 @@ optimizer = model.configure_optimizers(weight_decay=0.1, learning_rate=1e-4, bet
 data_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', dataset)
 train_bin = os.path.join(data_dir, 'train.bin')
 data = None
-if real_data and os.path.exists(train_bin):
-    data = TokenFile(train_bin, read_meta(data_dir)['dtype'], vocab_size, block_size)
-elif real_data:
+if real_data and not os.path.exists(train_bin):
     print(f'note: {train_bin} is missing, so the tokens are random')
+elif real_data and ((meta := read_meta(data_dir))['vocab_size'] or 0) > vocab_size:
+    print(f"note: the vocabulary of {train_bin} has {meta['vocab_size']} tokens, so the tokens are random")
+elif real_data:
+    data = TokenFile(train_bin, meta['dtype'], vocab_size, block_size)
 
 
 def batch(step):
@@ -85,7 +87,8 @@ def train_step(step):
 
 
 # ---- measurement ----
-is_compiled = (device.type == 'cuda' if compile is None else compile) and compile_or_warn(model, lambda: train_step(0))
+compile = device.type == 'cuda' if compile is None else compile
+compile = compile and compile_or_warn(model, lambda: train_step(0))
 for step in range(warmup_steps):
     train_step(step)
 synchronize(device)
@@ -95,9 +98,10 @@ if profile:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == 'cuda':
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with explained(RuntimeError, OSError, prefix='./bench_log cannot be written: '):
-        profiler = torch.profiler.profile(activities=activities, record_shapes=True, profile_memory=True,
-                                          on_trace_ready=torch.profiler.tensorboard_trace_handler('./bench_log'))
+    with explained(OSError, prefix='the trace cannot be written: '):
+        os.makedirs('./bench_log', exist_ok=True)
+    profiler = torch.profiler.profile(activities=activities, record_shapes=True, profile_memory=True,
+                                      on_trace_ready=torch.profiler.tensorboard_trace_handler('./bench_log'))
     num_steps = num_steps if 'num_steps' in given else 3  # a trace of more is slow to open
 seconds = []
 with profiler:
@@ -116,7 +120,7 @@ if profile:
     print(profiler.key_averages().table(sort_by=by, row_limit=12, max_name_column_width=40))
     print('trace in ./bench_log; the figures below include the cost of tracing')
 print(f'machine  {device_name(device)}, torch {torch.__version__}, {precision_name}, '
-      f'{"compiled" if is_compiled else "eager"}')
+      f'{"compiled" if compile else "eager"}')
 print(f'model    {model.get_num_params(non_embedding=False):,} parameters, {batch_size} x {block_size} tokens a step')
 low, middle, high = (f'{1000 * value:.2f}' for value in (min(seconds), median, max(seconds)))
 print(f'step     {middle} ms, the median of {num_steps} ({low} to {high})')
@@ -126,5 +130,5 @@ if json:
     with explained(OSError, prefix='json: '), open(json, 'w', encoding='utf-8') as file:
         dump({'ms_per_step': 1000 * median, 'tokens_per_s': batch_size * block_size / median, 'mfu': mfu,
               'peak_memory_bytes': memory, 'device_name': device_name(device), 'torch': torch.__version__,
-              'precision': precision_name, 'compiled': is_compiled,
+              'precision': precision_name, 'compiled': compile,
               'config': {**config, 'batch_size': batch_size, 'num_steps': num_steps}}, file, indent=2)

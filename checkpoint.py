@@ -5,15 +5,18 @@ An out_dir: saving, loading, verifying, and choosing what to resume.
     last.pt        the newest complete state, which init_from='resume' continues
     *.prev.pt      the one before each, used when the newer one turns out broken
     metrics.jsonl  one JSON object a step that was logged or evaluated
-    replaced/      the run that was here before a new one started
+    replaced/N/    the runs that were here before a new one started
 
 A checkpoint is a torch.save of a dict with nanoGPT's six keys (model, optimizer, model_args, iter_num, best_val_loss,
 config) and ours; nanoGPT's own files are read as they are.
 """
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -26,6 +29,7 @@ from runtime import UserError, warn
 FORMAT_VERSION = 1
 DIGESTED = ('model', 'optimizer')
 RUN = ('ckpt.pt', 'ckpt.prev.pt', 'last.pt', 'last.prev.pt', 'metrics.jsonl')  # the files of one
+SHAPE = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size')  # what model_args must hold
 NEEDED = {'model': dict, 'model_args': dict, 'iter_num': int, 'config': dict}
 
 
@@ -115,26 +119,30 @@ def _sync_folder(folder):
 
 
 def set_aside(out_dir):
-    """Moves the run that an out_dir holds into out_dir/replaced, so that a new one can't be mixed up with it."""
+    """Moves the run that an out_dir holds into the next out_dir/replaced/N, so that a new one can't mix with it."""
     found = [name for name in RUN if os.path.exists(os.path.join(out_dir, name))]
     if found:
-        replaced = os.path.join(out_dir, 'replaced')
-        os.makedirs(replaced, exist_ok=True)
-        _remove(os.path.join(replaced, name) for name in RUN)
+        numbers = (os.path.join(out_dir, 'replaced', str(n)) for n in itertools.count(1))
+        replaced = next(folder for folder in numbers if not os.path.exists(folder))
+        os.makedirs(replaced)
         for name in found:
             os.replace(os.path.join(out_dir, name), os.path.join(replaced, name))
         warn(f'{out_dir} held another run, which is now in {replaced}')
 
 
 def cut_metrics(out_dir, step):
-    """Drops what metrics.jsonl says of later steps than this one, and a line that a kill has left unfinished."""
+    """Drops from metrics.jsonl what it says of later steps than this one."""
     path = os.path.join(out_dir, 'metrics.jsonl')
     if not os.path.exists(path):
         return
-    with open(path, encoding='utf-8') as file:
-        lines = [line for line in file if line.endswith('\n') and json.loads(line)['step'] <= step]
+    kept = []
+    with open(path, encoding='utf-8', errors='replace') as file:
+        for line in file:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # it is no record: spoilt by a kill or a crash
+                if line.endswith('\n') and json.loads(line)['step'] <= step:
+                    kept.append(line)
     with open(path + '.tmp', 'w', encoding='utf-8') as file:
-        file.writelines(lines)
+        file.writelines(kept)
     os.replace(path + '.tmp', path)
 
 
@@ -148,8 +156,8 @@ def load(path, digested=DIGESTED):
     if not os.path.isfile(path):
         raise UserError(f'{path} not found: train a model first, or name the folder of one with --out_dir')
     try:
-        # Mapped, what is not asked for (sampling needs no moments) is never read.
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap='optimizer' not in digested)
+        # Mapped, what is not used (sampling needs no moments) is not read, and ranks share what they read.
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
     except Exception as error:  # a broken file can fail anywhere in unpickling, and is refused whatever it raises
         unsafe = re.search(r'[Uu]nsupported [^\n]*?(GLOBAL \S+|class \S+)', str(error))
         reason = f'it asks to run {unsafe[1]}' if unsafe else 'it is cut short, or not a file of torch.save'
@@ -161,10 +169,11 @@ def load(path, digested=DIGESTED):
     for key, kind in NEEDED.items():
         if not isinstance(checkpoint.get(key), kind):
             raise UserError(f'{path} has no usable {key!r}: it is not the checkpoint of a training run')
+    if missing := [key for key in SHAPE if key not in checkpoint['model_args']]:
+        raise UserError(f'{path} has no {" and ".join(missing)} in its model_args: it is not the checkpoint of a GPT')
     version, digests = checkpoint.get('format_version', FORMAT_VERSION), checkpoint.get('digest', {})
     if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise UserError(f'{path} has format version {version!r}, this program reads up to {FORMAT_VERSION}: '
-                        'update the program')
+        raise UserError(f'{path} has format version {version!r}, not {FORMAT_VERSION}: update the program')
     if not isinstance(digests, dict):
         raise UserError(f"{path} has no usable 'digest': it is not the checkpoint of a training run")
     for part in digested:
@@ -174,13 +183,15 @@ def load(path, digested=DIGESTED):
     checkpoint['model'] = {name.removeprefix('_orig_mod.'): tensor for name, tensor in checkpoint['model'].items()
                            if not name.endswith('.attn.bias')}
     checkpoint['model_args'].setdefault('gelu', 'exact')  # nanoGPT's only form; ours always name theirs
+    sizes = (checkpoint['config'].get(key, 0) for key in ('gradient_accumulation_steps', 'batch_size', 'block_size'))
+    checkpoint.setdefault('tokens_seen', checkpoint['iter_num'] * math.prod(sizes))
     return checkpoint
 
 
-def _first_that_loads(paths, digested=DIGESTED):
-    """(checkpoint, path) of the first readable file; those before it are named in a warning."""
+def _first_that_loads(out_dir, names, digested=DIGESTED):
+    """(checkpoint, path) of the first of these files that is there and whole; broken ones before it are warned of."""
     refusals = []
-    for path in paths:
+    for path in [path for name in names if os.path.exists(path := os.path.join(out_dir, name))]:
         try:
             checkpoint = load(path, digested)
         except UserError as error:
@@ -189,35 +200,25 @@ def _first_that_loads(paths, digested=DIGESTED):
         if refusals:
             warn(f"{'; '.join(refusals)}: using {path} (step {checkpoint['iter_num']}) instead")
         return checkpoint, path
-    raise UserError('; '.join(refusals))
-
-
-def _existing(out_dir, *names):
-    paths = [os.path.join(out_dir, name) for name in names]
-    found = [path for path in paths if os.path.exists(path)]
-    if not found:
-        raise UserError(f'{out_dir} holds no checkpoint ({" or ".join(names[::2])}): '
-                        'train a model first, or name the folder of one with --out_dir')
-    return found
+    raise UserError('; '.join(refusals) or f'{out_dir} holds no checkpoint ({" or ".join(names[::2])}): train a model '
+                    'first, or name the folder of one with --out_dir')
 
 
 def load_to_sample(out_dir):
     """(checkpoint, path) of ckpt.pt, else of what stands in for it; only the weights are verified."""
-    return _first_that_loads(_existing(out_dir, 'ckpt.pt', 'ckpt.prev.pt', 'last.pt', 'last.prev.pt'), ('model',))
+    return _first_that_loads(out_dir, ('ckpt.pt', 'ckpt.prev.pt', 'last.pt', 'last.prev.pt'), ('model',))
 
 
 def load_to_resume(out_dir):
     """(checkpoint, path) of the newest state: last.pt, or ckpt.pt when that is further or alone, or the ones before."""
-    checkpoint, path = _first_that_loads(_existing(out_dir, 'last.pt', 'last.prev.pt', 'ckpt.pt', 'ckpt.prev.pt'))
+    checkpoint, path = _first_that_loads(out_dir, ('last.pt', 'last.prev.pt', 'ckpt.pt', 'ckpt.prev.pt'))
     best = os.path.join(out_dir, 'ckpt.pt')
-    if path != best and os.path.exists(best) and not os.path.samefile(path, best):
+    if os.path.exists(best) and not os.path.samefile(path, best):
         try:
-            other = load(best)
+            if load(best, digested=())['iter_num'] > checkpoint['iter_num']:
+                return load(best), best
         except UserError as error:
             warn(str(error))
-        else:
-            if other['iter_num'] > checkpoint['iter_num']:
-                return other, best
     return checkpoint, path
 
 
@@ -245,3 +246,5 @@ def restore_optimizer(optimizer, checkpoint, path):
     if not fits:
         raise UserError(f'the optimizer state in {path} is missing or of another model')
     optimizer.load_state_dict({'state': state, 'param_groups': groups})
+    for moments in optimizer.state.values():  # on a CPU they are still the file's memory map
+        moments.update({name: tensor.clone() for name, tensor in moments.items() if tensor.device.type == 'cpu'})

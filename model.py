@@ -22,8 +22,10 @@ GPT2_NAMES = ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')
 # Peak dense matrix FLOP/s in bfloat16 with float32 accumulation (float16 on T4 and V100, which have no bfloat16), from
 # the makers' data sheets. The first pattern found in the name that the device gives itself counts.
 PEAK_FLOPS = (
-    (r'\bB200\b|\bGB200\b', 2250e12),
-    (r'\bH200\b|\bGH200\b', 989e12),
+    (r'\bGB200\b',         2500e12),
+    (r'\bB200\b',          2250e12),
+    (r'\bH200 NVL\b',       835e12),
+    (r'\bG?H200\b',         989e12),
     (r'\bH100 NVL\b',       835e12),
     (r'\bH100 PCIe\b',      756e12),
     (r'\bH100\b',           989e12),
@@ -89,6 +91,7 @@ class LayerNorm(nn.Module):
 
 
 class CausalSelfAttention(nn.Module):
+    """Every position attends to itself and those before it: (B, T, C) to (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
@@ -107,6 +110,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Each position for itself, through four times the width: (B, T, C) to (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
@@ -120,6 +124,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and MLP, each on normalised input and added to the residual stream: (B, T, C) to (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
@@ -134,6 +139,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
+    """The model of a GPTConfig: token ids to logits over the next token."""
 
     def __init__(self, config):
         super().__init__()
@@ -214,15 +220,17 @@ class GPT(nn.Module):
                 raise ValueError(f"its architecture is {described.get('model_type')!r}, not 'gpt2'")
             source = GPT2Config.from_dict(described)
             config = cls._config_from_hugging_face(source, overrides)
-            weights = GPT2LMHeadModel.from_pretrained(model_type, config=source, dtype=torch.float32,
-                                                      use_safetensors=True).state_dict()
+            theirs, loading = GPT2LMHeadModel.from_pretrained(model_type, config=source, dtype=torch.float32,
+                                                              use_safetensors=True, output_loading_info=True)
+            if loading['missing_keys']:
+                raise ValueError(f"its file lacks {len(loading['missing_keys'])} tensors of the model in its config")
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             reason = str(error).strip().split('\n')[0]
             raise ValueError(f'{model_type} cannot be loaded as a GPT-2 ({reason}): give {", ".join(GPT2_NAMES)}, the '
                              'hub id of a model of that architecture, or a directory with config.json and '
                              'model.safetensors; offline, only directories and downloaded models work') from error
         model = cls(config)
-        model._copy_from_hugging_face(weights)
+        model._copy_from_hugging_face(theirs.state_dict())
         return model
 
     @staticmethod

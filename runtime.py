@@ -15,8 +15,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-RANK, LOCAL_RANK, WORLD_SIZE = (int(os.environ.get(name, default))  # torchrun sets these; alone we are rank 0 of 1
-                                for name, default in (('RANK', 0), ('LOCAL_RANK', 0), ('WORLD_SIZE', 1)))
+RANK, LOCAL_RANK = int(os.environ.get('RANK', 0)), int(os.environ.get('LOCAL_RANK', 0))  # torchrun sets them
 
 
 # ---- errors ----
@@ -29,8 +28,8 @@ class UserError(Exception):
 def end_with(sentences):
     """Prints the sentences as errors and exits with status 2.
 
-    Most mistakes are met by all ranks at once. The first of each machine then speaks, and torchrun ends the others
-    while they wait here; one that has met a mistake alone is still there after the wait, and speaks."""
+    Most mistakes are met by all ranks at once: then the first of each machine speaks, and torchrun ends the others
+    while they wait here. One that has met a mistake alone is still there after the wait, and speaks."""
     sys.stdout.flush()
     if LOCAL_RANK:
         time.sleep(5)
@@ -46,8 +45,7 @@ def _explain_user_errors():
         if issubclass(kind, UserError):
             end_with([error])
         if issubclass(kind, torch.OutOfMemoryError):
-            end_with(['the GPU is out of memory: lower batch_size or block_size; more gradient_accumulation_steps make '
-                      'up for a smaller batch'])
+            end_with(['the GPU is out of memory: fewer or shorter sequences at a time, or a smaller model, need less'])
         otherwise(kind, error, traceback)
 
     sys.excepthook = hook
@@ -157,22 +155,19 @@ def device_name(device):
 
 def synchronize(device):
     """Waits for the work queued on the device, so that a clock read next is true."""
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-    elif device.type == 'mps':
-        torch.mps.synchronize()
+    if device.type != 'cpu':
+        getattr(torch, device.type).synchronize()
 
 
 def peak_memory(device):
-    """(bytes, what they count): the most memory this process has held on the device so far; (None, …) if unknown."""
+    """(bytes or None, what they count): the most memory this process has held on the device so far."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device), 'allocated on the GPU'
     if device.type == 'mps':
         return torch.mps.driver_allocated_memory(), 'held by Metal now'
-    try:
-        import resource
-    except ImportError:  # Windows has no getrusage
+    if os.name != 'posix':
         return None, 'unknown on this system'
+    import resource
     unit = 1 if sys.platform == 'darwin' else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, 'resident in RAM'
 
@@ -188,12 +183,14 @@ def compile_or_warn(model, trial, **options):
             warnings.simplefilter('ignore')
             trial()
         return True
-    except Exception as error:  # a compiler's failures share no class; the model itself is proven eager just below
-        model.compile(disable=True)
-        trial()
-        reason = ' '.join(str(error).split())[:200]
-        warn(f'torch.compile failed, going on without it ({type(error).__name__}: {reason})')
-        return False
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a compiler's failures share no class; the model itself is proven just below
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+    model.compile(disable=True)
+    trial()
+    warn(f'torch.compile failed, going on without it ({reason})')
+    return False
 
 
 # ---- processes ----
@@ -202,9 +199,9 @@ def compile_or_warn(model, trial, **options):
 class Process:
     """This process among those that train together."""
     device: torch.device
-    rank: int = RANK
-    local_rank: int = LOCAL_RANK
-    world_size: int = WORLD_SIZE
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
 
     def share(self, micro_batches, batch_size):
         """(parts, units): this rank's share of a step of so many micro-batches of batch_size rows.
@@ -234,14 +231,17 @@ def set_up_process(device, backend):
     parsed = check_device(device)
     if 'RANK' not in os.environ:
         return Process(parsed)
+    if 'MASTER_ADDR' not in os.environ or parsed.type == 'mps':
+        raise UserError('several processes need torchrun to start them, and CUDA or --device=cpu')
     if parsed.type == 'cuda':
         parsed = check_device(f'cuda:{LOCAL_RANK}')
         torch.cuda.set_device(parsed)
+        backend = backend if dist.is_nccl_available() else 'gloo'  # Windows has no nccl
         dist.init_process_group(backend, device_id=parsed if backend == 'nccl' else None)
     else:
         dist.init_process_group('gloo')
     _explain_user_errors()  # init_process_group has put a hook of its own before ours
-    return Process(parsed)
+    return Process(parsed, dist.get_rank(), LOCAL_RANK, dist.get_world_size())
 
 
 def tear_down_process():

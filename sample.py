@@ -2,7 +2,7 @@
 Writes text with a trained model or a published GPT-2:
 
     python sample.py --out_dir=out-shakespeare-char
-    python sample.py --init_from=gpt2-xl --start="What is the answer to life?" --num_samples=5 --max_new_tokens=100
+    python sample.py --init_from=gpt2-xl --start="The best way to learn is" --num_samples=5 --max_new_tokens=100
     python sample.py --start=FILE:prompt.txt
     python sample.py --prompts=prompts.jsonl --output=completions.jsonl
 
@@ -21,7 +21,8 @@ import checkpoint
 from configurator import configure
 from loader import read_meta
 from model import GPT, GPTConfig
-from runtime import UserError, check_device, compile_or_warn, default_device, explained, precision, set_up_math, warn
+from runtime import (UserError, check_device, compile_or_warn, default_device, device_name, explained, precision,
+                     set_up_math, warn)
 from tokenizer import GPT2Tokenizer, load_tokenizer
 
 # ---- configuration ----
@@ -72,6 +73,8 @@ def read_prompts(path):
                 found.append(json.loads(line)['prompt'] + '')
         except (ValueError, KeyError, TypeError, IndexError):
             raise UserError(f'{path}, line {number}: expected a JSON object like {{"prompt": "text"}}') from None
+        if found[-1:] == ['']:
+            raise UserError(f'{path}, line {number}: the prompt is empty; give at least a newline, "\\n"')
     if not found:
         raise UserError(f'{path} has no prompts')
     return found
@@ -80,6 +83,8 @@ def read_prompts(path):
 # ---- prompts: read before the model, which takes longer ----
 if prompts:
     texts = read_prompts(prompts)
+    if not os.path.isdir(os.path.dirname(output) or '.'):
+        raise UserError(f'output={output}: there is no folder {os.path.dirname(output)}')
 else:
     texts = [read_text(start[5:]) if start.startswith('FILE:') else start]
 
@@ -97,21 +102,21 @@ if init_from == 'resume':
         data_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', saved['config'].get('dataset', ''))
         about = read_meta(data_dir)['tokenizer']
         warn(f"{path} names no tokenizer: taking the one of {data_dir}, kind {about['kind']!r}")
-    tokenizer = load_tokenizer(about)
-    print(f"{path}: step {saved['iter_num']}", file=sys.stderr)
+    tokenizer, origin = load_tokenizer(about), f"{path}, step {saved['iter_num']}"
 else:
     with explained(ValueError):
         model = GPT.from_pretrained(init_from)
-    path, tokenizer = init_from, GPT2Tokenizer()
+    tokenizer, path = GPT2Tokenizer(), init_from
+    origin = init_from
 if tokenizer.vocab_size > model.config.vocab_size:
     raise UserError(f'{path} has a vocabulary of {model.config.vocab_size} tokens and its tokenizer one of '
                     f'{tokenizer.vocab_size}: they do not belong together')
 model.eval().to(device)
-
 if compile:
     with torch.no_grad(), autocast():
         example = torch.zeros(num_samples, 2, dtype=torch.int64, device=device)
-        compile_or_warn(model, lambda: model(example), dynamic=True)
+        compile = compile_or_warn(model, lambda: model(example), dynamic=True)
+print(f'{origin}; {device_name(device)}, {precision_name}, {"compiled" if compile else "eager"}', file=sys.stderr)
 
 
 # ---- generation ----
@@ -120,7 +125,7 @@ def complete(ids, number, show=None):
     context = torch.tensor([ids], dtype=torch.int64, device=device).expand(num_samples, -1)  # (num_samples, T)
     generator = torch.Generator(device).manual_seed(seed + number)
     decode_piece, new = tokenizer.decoder(), []
-    with torch.no_grad(), autocast(), explained(ValueError):
+    with autocast(), explained(ValueError):
         for chosen in model.stream(context, max_new_tokens, temperature, top_k, top_p, vocab_size=tokenizer.vocab_size,
                                    generator=generator):
             new.append(chosen)  # (num_samples, 1)

@@ -56,8 +56,8 @@ block_size = 1024                   # >= 1 tokens in a sequence
 n_layer = 12                        # >= 1 blocks
 n_head = 12                         # >= 1 attention heads
 n_embd = 768                        # >= 1 channels, a multiple of n_head
-dropout = 0.0                       # [0, 1) of the activations; 0 for pretraining, 0.1 or more for fine-tuning
-bias = False                        # in linear layers and layer norms; without is a bit better and faster
+dropout = 0.0                       # [0, 1) share of activations zeroed in training; little data needs some
+bias = False                        # False drops them from linear layers and norms; GPT-2 itself has them
 # AdamW
 learning_rate = 6e-4                # >= 0, the highest
 max_iters = 600000                  # >= 0 steps in all
@@ -91,22 +91,16 @@ set_up_math(seed, device)
 parts, units = process.share(gradient_accumulation_steps, batch_size)
 
 # ---- what to continue ----
-resumed = {}
+resumed, decided = {}, {}  # the checkpoint, and what it or a pretrained model decides in place of the flags
 if init_from == 'resume':
     resumed, resumed_path = checkpoint.load_to_resume(out_dir)
     saved = resumed['config']
-    kept = {key: resumed['model_args'][key] for key in ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias')}
-    kept['dataset'] = saved.get('dataset', dataset)
-    for key, value in kept.items():
-        if key in given and config[key] != value:
-            warn(f'{key}={config[key]} is not used: the resumed run keeps {key}={value}')
-    config.update(kept)
-    globals().update(kept)
-    print0(f"resuming {resumed_path} at step {resumed['iter_num']}")
+    decided = {key: resumed['model_args'][key] for key in ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias')}
+    decided['dataset'] = saved.get('dataset', dataset)
+    globals().update(decided)
     changes = [f'{key} {saved[key]} -> {value}' for key, value in config.items()
-               if key in saved and saved[key] != value and key not in ('init_from', 'out_dir')]
-    if changes:
-        print0(f"differs from the run so far: {', '.join(changes)}")
+               if saved.get(key, value) != value and key not in ('init_from', 'out_dir', *decided)]
+    print0(f"resuming {resumed_path} at step {resumed['iter_num']}" + '; now ' * bool(changes) + ', '.join(changes))
 tokens_per_step = gradient_accumulation_steps * batch_size * block_size
 if decay_lr and min_lr > learning_rate:
     warn(f'min_lr={min_lr} is above learning_rate={learning_rate}, so the rate will rise: a tenth of it is usual')
@@ -114,8 +108,9 @@ if decay_lr and min_lr > learning_rate:
 # ---- data ----
 data_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', dataset)
 prepare_script = os.path.join(data_dir, 'prepare.py')
-if prepare and dataset != 'openwebtext' and not os.path.exists(os.path.join(data_dir, 'train.bin')):
-    if process.local_rank == 0 and os.path.exists(prepare_script):  # on each machine: they may not share a disk
+for preparing in (rank == 0, process.local_rank == 0):  # first one rank, then one on each machine without that disk
+    if prepare and preparing and dataset != 'openwebtext' and os.path.exists(prepare_script) \
+            and not os.path.exists(os.path.join(data_dir, 'train.bin')):
         print0(f'no {os.path.join(data_dir, "train.bin")} yet: running {prepare_script}')
         if subprocess.run([sys.executable, prepare_script]).returncode:
             raise UserError(f'{prepare_script} failed, as said above')
@@ -135,10 +130,14 @@ elif init_from == 'resume':
         gpt = GPT(GPTConfig(**resumed['model_args'] | {'dropout': dropout}))
     checkpoint.restore_model(gpt, resumed, resumed_path)
 else:
-    with explained(ValueError, prefix='init_from is neither scratch nor resume, and '):
+    with explained(ValueError, prefix=f'init_from={init_from}: '):
         gpt = GPT.from_pretrained(init_from, {'dropout': dropout})
         gpt.crop_block_size(block_size)
-    config.update({key: getattr(gpt.config, key) for key in ('n_layer', 'n_head', 'n_embd', 'bias')})
+    decided = {key: getattr(gpt.config, key) for key in ('n_layer', 'n_head', 'n_embd', 'bias')}
+for key, value in decided.items():
+    if key in given and config[key] != value:
+        warn(f'{key}={config[key]} is not used: the model and run to go on from have {key}={value}')
+config |= decided
 if (meta['vocab_size'] or 0) > gpt.config.vocab_size:
     raise UserError(f"{data_dir} has {meta['vocab_size']} tokens in its vocabulary, the model {gpt.config.vocab_size}: "
                     'they do not belong together')
@@ -152,12 +151,11 @@ precision_name, autocast, scaler = precision(device, dtype, gpt.config.n_embd)
 optimizer = gpt.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device.type)
 if resumed and not eval_only:
     checkpoint.restore_optimizer(optimizer, resumed, resumed_path)
-if resumed.get('scaler'):
-    scaler.load_state_dict(resumed['scaler'])
+    scaler.load_state_dict(resumed.get('scaler') or scaler.state_dict())
 
 
 def get_lr(step):
-    """Learning rate of the step after this many."""
+    """Learning rate of this step, counted from 0."""
     if not decay_lr:
         return learning_rate
     if step < warmup_iters:
@@ -166,16 +164,55 @@ def get_lr(step):
     return min_lr + (learning_rate - min_lr) * (1 + math.cos(math.pi * decayed)) / 2
 
 
+# ---- state of the run: what is saved and restored beside model, optimizer and scaler ----
+iter_num = resumed.get('iter_num', 0)                       # steps done
+tokens_seen = resumed.get('tokens_seen', 0)                 # tokens trained on
+best_val_loss = float(resumed.get('best_val_loss', math.inf))
+elapsed = resumed.get('elapsed', 0.0)                       # seconds, over all sessions
+record = resumed.get('record', {})                          # of this step, for metrics.jsonl; None once it is written
+run_id = resumed.get('run_id') or secrets.token_hex(4)      # by which wandb knows the run
+unsaved, resumed = None, None  # the latter frees the checkpoint's tensors
+
+
+def save(*names):
+    """Saves the state under these names. A full disk costs a warning, and the state only if it lasts to the end."""
+    global unsaved
+    state = {'model': gpt.state_dict(), 'optimizer': optimizer.state_dict(), 'model_args': asdict(gpt.config),
+             'iter_num': iter_num, 'best_val_loss': best_val_loss, 'config': config, 'scaler': scaler.state_dict(),
+             'tokenizer': meta['tokenizer'], 'seed': seed, 'tokens_seen': tokens_seen, 'elapsed': elapsed,
+             'record': record, 'run_id': run_id}
+    try:
+        checkpoint.save(out_dir, state, names)
+        unsaved = None
+    except OSError as error:
+        unsaved = f'the state of step {iter_num} could not be saved in {out_dir} ({error})'
+        warn(f'{unsaved}; training goes on, and the next save is tried as usual')
+
+
+if rank == 0 and not eval_only:
+    with explained(OSError, prefix='out_dir cannot be written: '):
+        os.makedirs(out_dir, exist_ok=True)
+        if init_from == 'resume':
+            checkpoint.cut_metrics(out_dir, iter_num if record is None else iter_num - 1)
+        else:
+            checkpoint.set_aside(out_dir)
+        metrics = open(os.path.join(out_dir, 'metrics.jsonl'), 'a', encoding='utf-8', buffering=1)
+    if wandb_log:
+        import wandb
+        with explained(wandb.errors.Error, prefix='wandb_log=True, but Weights & Biases refuses: '):
+            wandb.init(project=wandb_project, name=wandb_run_name, config=config, id=run_id, resume='allow')
+
 # ---- distributed, compiled ----
 model = gpt  # gpt stays the bare model, whose names are the saved ones
-if world_size > 1:
+if world_size > 1 and not eval_only:
     model = DistributedDataParallel(gpt, device_ids=[device.index] if device.type == 'cuda' else None,
                                     gradient_as_bucket_view=True)
-is_compiled = False
-if device.type == 'cuda' if compile is None else compile:
+compile = device.type == 'cuda' if compile is None else compile
+if compile:
     x, y = train_data.batch(seed, 'train', 0, 0, batch_size, block_size, device, 0, parts)
-    with autocast():  # tried through DDP: it is for DDP that the compiler splits the backward pass
-        is_compiled = compile_or_warn(gpt, lambda: model(x, y)[1].backward())
+    model.train(not eval_only)
+    with autocast(), torch.set_grad_enabled(not eval_only):  # through DDP, for which it splits the backward pass
+        compile = compile_or_warn(gpt, lambda: model(x, y)[1] if eval_only else model(x, y)[1].backward())
     gpt.zero_grad(set_to_none=True)
 
 # ---- evaluation ----
@@ -184,8 +221,8 @@ stop_signal, stop_asked = None, math.inf  # its number and time, once one has co
 
 def request_stop(number, frame):
     global stop_signal, stop_asked
-    if time.monotonic() - stop_asked > 1:  # a second Ctrl-C quits at once; torchrun's echo of the first comes sooner
-        os._exit(128 + number)
+    if number == signal.SIGINT and time.monotonic() - stop_asked > 1:
+        os._exit(128 + number)  # a second Ctrl-C; torchrun's echo of the first comes sooner
     stop_signal, stop_asked = number, min(stop_asked, time.monotonic())
 
 
@@ -213,54 +250,16 @@ if eval_only:
     tear_down_process()
     sys.exit(0)
 
-# ---- state of the run: what is saved and restored beside model, optimizer and scaler ----
-iter_num = resumed.get('iter_num', 0)                       # steps done
-tokens_seen = resumed.get('tokens_seen', 0)                 # tokens trained on
-best_val_loss = float(resumed.get('best_val_loss', math.inf))
-elapsed = resumed.get('elapsed', 0.0)                       # seconds, over all sessions
-record = resumed.get('record', {})                          # of this step, for metrics.jsonl; None once it is written
-run_id = resumed.get('run_id') or secrets.token_hex(4)      # by which wandb knows the run
-session_start, evaluation_seconds = time.perf_counter() - elapsed, 0.0
-stopping, unsaved, resumed = False, None, None  # frees the checkpoint's tensors
-
-
-def save(*names):
-    """Saves the state under these names. A full disk costs a warning, and the state only if it lasts to the end."""
-    global unsaved
-    state = {'model': gpt.state_dict(), 'optimizer': optimizer.state_dict(), 'model_args': asdict(gpt.config),
-             'iter_num': iter_num, 'best_val_loss': best_val_loss, 'config': config, 'scaler': scaler.state_dict(),
-             'tokenizer': meta['tokenizer'], 'seed': seed, 'tokens_seen': tokens_seen, 'elapsed': elapsed,
-             'record': record, 'run_id': run_id}
-    try:
-        checkpoint.save(out_dir, state, names)
-        unsaved = None
-    except OSError as error:
-        unsaved = f'the state of step {iter_num} could not be saved in {out_dir} ({error})'
-        warn(f'{unsaved}; training goes on, and the next save is tried as usual')
-
-
-if rank == 0:
-    with explained(OSError, prefix='out_dir cannot be written: '):
-        os.makedirs(out_dir, exist_ok=True)
-        if init_from == 'resume':
-            checkpoint.cut_metrics(out_dir, iter_num if record is None else iter_num - 1)
-        else:
-            checkpoint.set_aside(out_dir)
-        metrics = open(os.path.join(out_dir, 'metrics.jsonl'), 'a', encoding='utf-8', buffering=1)
-    if wandb_log:
-        import wandb
-        with explained(wandb.errors.Error, prefix='wandb_log=True, but Weights & Biases refuses: '):
-            wandb.init(project=wandb_project, name=wandb_run_name, config=config, id=run_id, resume='allow')
-
 # ---- summary ----
 parameters, tokens = gpt.get_num_params(non_embedding=False), tokens_per_step * max_iters
-print0(f'machine  {world_size} x {device_name(device)}, {precision_name}, {"compiled" if is_compiled else "eager"}')
+print0(f'machine  {world_size} x {device_name(device)}, {precision_name}, {"compiled" if compile else "eager"}')
 print0(f'model    {parameters:,} parameters, {gpt.config}')
 print0(f'data     {meta.get("source", dataset)}: {len(train_data):,} training and {len(val_data):,} validation tokens')
 print0(f'plan     {max_iters:,} steps of {tokens_per_step:,} tokens: {tokens:,}, {tokens / len(train_data):.2f} epochs')
 print0(f'memory   {16 * parameters / 2**20:,.0f} MiB a device for weights, gradients and AdamW; activations on top')
 
 # ---- training ----
+session_start, evaluation_seconds, stopping = time.perf_counter() - elapsed, 0.0, False
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, request_stop)
 progress = tqdm(total=max_iters, initial=iter_num, unit='step', disable=None if rank == 0 else True)
@@ -290,7 +289,7 @@ while True:
                 wandb.log({'iter': iter_num, **record})
         record, best_val_loss = None, losses[1] if improved else best_val_loss
         due = evaluating or (checkpoint_interval and iter_num % checkpoint_interval == 0)
-        if due and iter_num and rank == 0:
+        if due and (iter_num or finished) and rank == 0:
             save('last', *['ckpt'] * (evaluating and (improved or always_save_checkpoint)))
     if finished:
         break

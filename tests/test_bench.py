@@ -26,7 +26,11 @@ def test_a_profile_is_a_trace_and_a_table(tmp_path, char_data):
     assert json.loads(trace.read_text())['traceEvents']
 
 
-def test_what_cannot_be_measured_is_said_in_one_sentence(tmp_path, char_data):
+def test_what_cannot_be_measured_is_said_in_one_sentence(tmp_path, char_data, monkeypatch):
     assert 'multiple of n_head' in refused(run_here('bench.py', **{**KEYS, 'n_head': 3}))
-    assert 'the vocabulary has 3' in refused(run_here('bench.py', **{**KEYS, 'vocab_size': 3}, dataset=char_data))
+    noted = succeeded(run_here('bench.py', **{**KEYS, 'vocab_size': 3}, dataset=char_data))
+    assert 'tokens, so the tokens are random' in noted
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'bench_log').write_text('in the way')
+    assert 'the trace cannot be written' in refused(run_here('bench.py', **KEYS, real_data=False, profile=True))
     assert 'json: ' in refused(run_here('bench.py', **KEYS, real_data=False, json=tmp_path / 'no' / 'folder.json'))

@@ -232,16 +232,16 @@ def test_a_checkpoint_stripped_of_its_optimizer_lacks_nothing_else(tmp_path):
 def test_a_run_in_the_way_is_set_aside_and_nothing_else(tmp_path, capsys):
     checkpoint.set_aside(str(tmp_path))
     assert capsys.readouterr().err == '' and not os.listdir(tmp_path)
-    for content, names in ('one', checkpoint.RUN), ('two', ['last.pt', 'metrics.jsonl']):
+    for number, content, names in ('1', 'one', checkpoint.RUN), ('2', 'two', ['last.pt', 'metrics.jsonl']):
         for name in *names, 'notes.txt':
             (tmp_path / name).write_text(content)
         checkpoint.set_aside(str(tmp_path))
         assert str(tmp_path / 'replaced') in capsys.readouterr().err
         assert sorted(os.listdir(tmp_path)) == ['notes.txt', 'replaced']
-        assert [path.read_text() for path in (tmp_path / 'replaced').iterdir()] == [content] * len(names)
+        assert [path.read_text() for path in (tmp_path / 'replaced' / number).iterdir()] == [content] * len(names)
 
 
-@pytest.mark.parametrize('rest', ['', '{"step": 2', '{"step": 5, "loss": 0.'])
+@pytest.mark.parametrize('rest', ['', '{"step": 2', '{"step": 5, "loss": 0.', '\0\0\0\n', '[1]\n', '{"loss": 1}\n'])
 def test_metrics_are_cut_back_to_a_step_and_to_whole_lines(tmp_path, rest):
     checkpoint.cut_metrics(str(tmp_path), 3)
     lines = [json.dumps({'step': step, 'loss': 0.5}) + '\n' for step in (0, 1, 3, 4, 10)]

@@ -68,6 +68,14 @@ def test_what_is_no_gpt2_is_refused_in_one_sentence(tmp_path, monkeypatch):
         assert '\n' not in str(refusal.value)
 
 
+def test_weights_that_lack_a_layer_of_their_config_are_refused(hugging_face):
+    theirs, directory = hugging_face
+    theirs.config.n_layer += 1
+    theirs.config.save_pretrained(directory)
+    with pytest.raises(ValueError, match='lacks 12 tensors'):
+        GPT.from_pretrained(directory)
+
+
 def test_without_a_network_a_hub_name_is_refused_in_one_sentence(monkeypatch, tmp_path):
     import huggingface_hub.constants
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)

@@ -145,7 +145,7 @@ def raising(folder, error):
 def test_a_users_mistake_ends_in_one_sentence_and_a_bug_in_its_traceback(tmp_path):
     mistake = raising(tmp_path, "runtime.UserError('x.bin is empty: prepare it')")
     assert refused(mistake) == mistake.stderr.strip() == 'error: x.bin is empty: prepare it'
-    assert 'lower batch_size or block_size' in refused(raising(tmp_path, "torch.OutOfMemoryError('CUDA')"))
+    assert 'the GPU is out of memory' in refused(raising(tmp_path, "torch.OutOfMemoryError('CUDA')"))
     bug = raising(tmp_path, "KeyError('bug')")
     assert bug.returncode == 1 and 'Traceback' in bug.stderr and "KeyError: 'bug'" in bug.stderr
     assert 'error: ' not in bug.stderr

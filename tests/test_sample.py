@@ -116,7 +116,7 @@ def test_no_prompt_is_completed_when_one_cannot_be(out_dir, tmp_path):
     assert os.listdir(tmp_path) == ['prompts.jsonl']
 
 
-@pytest.mark.parametrize('line', ['{"prompt": 3}', '["prompt"]', 'prompt', '{}'])
+@pytest.mark.parametrize('line', ['{"prompt": ""}', '{"prompt": 3}', '["prompt"]', 'prompt', '{}'])
 def test_a_broken_line_of_prompts_is_named(out_dir, tmp_path, line):
     (tmp_path / 'prompts.jsonl').write_text('{"prompt": "a"}\n' + line, encoding='utf-8')
     ended = sample(out_dir, prompts=tmp_path / 'prompts.jsonl', output=tmp_path / 'out.jsonl')

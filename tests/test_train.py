@@ -181,7 +181,8 @@ def nanogpt_checkpoint(out_dir, data, text, prefix):
     out_dir.mkdir()
     torch.save({'model': {prefix + name: tensor for name, tensor in model.state_dict().items()},
                 'optimizer': optimizer.state_dict(), 'model_args': shape, 'iter_num': 250,
-                'best_val_loss': torch.tensor(9.0), 'config': {'dataset': str(data), 'learning_rate': 1e-3}},
+                'best_val_loss': torch.tensor(9.0), 'config': {
+                    'dataset': str(data), 'gradient_accumulation_steps': 5, 'batch_size': 4, 'block_size': 16}},
                out_dir / 'ckpt.pt')
     return model, x
 
@@ -195,6 +196,7 @@ def test_a_run_of_nanogpt_resumes_and_samples(tmp_path, text, prefix):
     saved = state(tmp_path / 'out' / 'last.pt')
     assert saved['iter_num'] == 252 and saved['model_args']['gelu'] == 'exact'
     assert saved['optimizer']['state'][0]['step'] == 3
+    assert saved['tokens_seen'] == (250 * 5 + 2 * 2) * 4 * 16  # nanoGPT's batches, then ours
     sampled = run_here('sample.py', out_dir=tmp_path / 'out', num_samples=1, max_new_tokens=9, start='king')
     assert succeeded(sampled).startswith('king') and 'Traceback' not in sampled.stderr
 
@@ -243,7 +245,6 @@ def test_a_new_run_moves_the_old_one_aside_and_checkpoint_interval_saves_between
     while not (out_dir / 'last.prev.pt').exists() or not (out_dir / 'last.pt').exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    process.kill()
-    process.wait()
-    assert (out_dir / 'replaced' / 'ckpt.pt').read_bytes() == old and not (out_dir / 'ckpt.pt').exists()
+    process.kill(), process.wait()
+    assert (out_dir / 'replaced' / '1' / 'ckpt.pt').read_bytes() == old and not (out_dir / 'ckpt.pt').exists()
     assert state(out_dir / 'last.prev.pt')['iter_num'] % 5 == 0
