@@ -63,7 +63,8 @@ class GPTConfig:
     n_embd: int = 768
     dropout: float = 0.0
     bias: bool = True        # in the linear layers and layer norms, as GPT-2 has it
-    gelu: str = 'tanh'       # 'tanh': the approximation that GPT-2's weights were trained with; 'exact': with erf
+    gelu: str = 'tanh'       # 'tanh': the form that GPT-2's weights were trained with, so theirs are exact in it;
+                             # 'exact' (erf): what nanoGPT trained with, set for its checkpoints
 
     def __post_init__(self):
         sizes = ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd')

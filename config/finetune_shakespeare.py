@@ -1,5 +1,5 @@
 # Fine-tunes GPT-2 XL on Shakespeare's words, for 20 steps; --init_from=gpt2 takes a twelfth of the memory.
-# Prepare the words first: python data/shakespeare/prepare.py
+# The words are fetched and tokenized when they are missing.
 
 import time
 

@@ -87,3 +87,12 @@ def test_what_only_one_rank_meets_is_said_by_that_rank(tmp_path, char_data):
                       'if RANK == 1:\n    raise UserError("only here")\ntime.sleep(60)\n')
     ended = run(script, launcher=STANDALONE)
     assert ended.stderr.count('error: only here\n') == 1 and 'raise UserError' not in ended.stderr
+
+
+@pytest.mark.slow
+def test_compiled_ranks_draw_the_loss_curve_of_an_eager_one(tmp_path, char_data):
+    keys = {**TINY, 'dataset': char_data}
+    succeeded(run('train.py', out_dir=tmp_path / 'eager', **keys))
+    compiled = run('train.py', out_dir=tmp_path / 'compiled', launcher=STANDALONE, compile=True, **keys)
+    assert 'compiled' in succeeded(compiled).splitlines()[0] and 'torch.compile failed' not in compiled.stderr
+    same_curve(tmp_path / 'eager', tmp_path / 'compiled')
