@@ -215,7 +215,9 @@ class GPT(nn.Module):
         try:
             if not (os.path.isdir(model_type) or '/' in model_type or model_type in (*GPT2_NAMES, 'distilgpt2')):
                 raise ValueError('it is no directory, and the hub writes its ids owner/name')
+            from huggingface_hub.utils import logging
             from transformers import GPT2Config, GPT2LMHeadModel  # takes seconds, so not for a mistake in the name
+            logging.set_verbosity_error()  # or its retries without a network would stand before our sentence
             described, _ = GPT2Config.get_config_dict(model_type)
             if described.get('model_type') != 'gpt2':
                 raise ValueError(f"its architecture is {described.get('model_type')!r}, not 'gpt2'")

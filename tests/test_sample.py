@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from conftest import ROOT, refused, run_here, succeeded
+from conftest import ROOT, refused, run, run_here, succeeded
 
 CHARS = list('\n abcdefgh')
 
@@ -129,3 +129,11 @@ def test_compiled_samples_are_the_eager_ones(out_dir):
     compiled = sample(out_dir, compile=True, temperature=0)
     assert succeeded(compiled).split('\n---------------\n')[:-1] == samples(out_dir, temperature=0)
     assert 'torch.compile failed' not in compiled.stderr
+
+
+@pytest.mark.slow
+def test_without_a_network_a_published_model_is_refused_in_one_line(tmp_path):
+    ended = run('sample.py', init_from='gpt2', env={'HF_HUB_OFFLINE': '0', 'HF_ENDPOINT': 'http://127.0.0.1:9',
+                                                    'HF_HOME': str(tmp_path)})
+    assert refused(ended) == ended.stderr.strip()
+    assert 'gpt2 cannot be loaded as a GPT-2' in ended.stderr
