@@ -28,8 +28,8 @@ import checkpoint
 from configurator import configure
 from loader import GPT2_VOCAB_SIZE, TokenFile, read_meta
 from model import GPT, GPTConfig
-from runtime import (UserError, compile_or_warn, default_device, device_name, explained, precision, print0,
-                     seed_dropout, set_up_math, set_up_process, tear_down_process, warn)
+from runtime import (UserError, compile_or_warn, default_device, device_name, explained, leave, precision, print0,
+                     seed_dropout, set_up_math, set_up_process, warn)
 
 # ---- configuration ----
 # Output
@@ -114,7 +114,7 @@ for preparing in (rank == 0, process.local_rank == 0):  # first one rank, then o
         print0(f'no {os.path.join(data_dir, "train.bin")} yet: running {prepare_script}')
         if subprocess.run([sys.executable, prepare_script]).returncode:
             raise UserError(f'{prepare_script} failed, as said above')
-    process.barrier()
+    process.sum(torch.zeros(1, device=device))  # the others wait here
 meta = read_meta(data_dir)
 train_data, val_data = (TokenFile(os.path.join(data_dir, name), meta['dtype'], meta['vocab_size'], block_size)
                         for name in ('train.bin', 'val.bin'))
@@ -247,8 +247,7 @@ def evaluate():
 if eval_only:
     losses = evaluate()
     print0(f'train loss {losses[0]:.4f}, val loss {losses[1]:.4f} (on {eval_iters * batch_size * block_size:,} tokens)')
-    tear_down_process()
-    sys.exit(0)
+    leave(0)
 
 # ---- summary ----
 parameters, tokens = gpt.get_num_params(non_embedding=False), tokens_per_step * max_iters
@@ -337,13 +336,15 @@ while True:
 
 # ---- end ----
 progress.close()
-tear_down_process()
+if wandb_log and rank == 0:
+    wandb.finish()
 if unsaved:
     raise UserError(unsaved)
 if stopping:
     stop_signal = stop_signal or signal.SIGTERM  # it may have reached another rank
     print0(f'stopped by {signal.Signals(stop_signal).name} at step {iter_num}'
            + ': --init_from=resume goes on from there' * bool(iter_num))
-    sys.exit(128 + stop_signal)
+    leave(128 + stop_signal)
 print0(f'done: best validation loss {best_val_loss:.4f}, {timedelta(seconds=round(elapsed))} in all. Now try:\n'
        f'python sample.py --out_dir={out_dir}')
+leave(0)

@@ -97,8 +97,9 @@ def test_the_printed_time_is_of_the_steps_alone(tmp_path, char_data):
 
 def test_a_character_run_imports_nothing_heavy(tmp_path, char_data):
     flags = [f'--{k}={v}' for k, v in {**TINY, 'dataset': char_data, 'out_dir': tmp_path / 'out'}.items()]
-    code = (f'import runpy, sys; sys.argv = ["train.py"] + {flags!r}; runpy.run_path({str(ROOT / "train.py")!r}, None, '
-            '"__main__"); print({"transformers", "datasets", "tiktoken", "wandb"} & set(sys.modules))')
+    code = ('import atexit, runpy, sys; heavy = {"transformers", "datasets", "tiktoken", "wandb"}; '
+            f'atexit.register(lambda: print(heavy & set(sys.modules))); sys.argv = ["train.py"] + {flags!r}; '
+            f'runpy.run_path({str(ROOT / "train.py")!r}, None, "__main__")')
     ended = subprocess.run([sys.executable, '-c', code], env={**os.environ, 'PYTHONPATH': str(ROOT)}, text=True,
                            capture_output=True)
     assert ended.stdout.splitlines()[-1] == 'set()', ended.stderr
@@ -106,8 +107,7 @@ def test_a_character_run_imports_nothing_heavy(tmp_path, char_data):
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
 def test_half_precision_trains_too(finished, tmp_path, char_data, dtype):
-    stdout = succeeded(train(tmp_path / 'out', char_data, dtype=dtype, eval_interval=3, dropout=0.2))
-    assert dtype in stdout.splitlines()[0]
+    assert dtype in succeeded(train(tmp_path / 'out', char_data, dtype=dtype, eval_interval=3, dropout=0.2))
     for ours, full in zip(metrics(tmp_path / 'out'), metrics(finished[1]), strict=True):
         assert ours.get('loss', 0) == pytest.approx(full.get('loss', 0), rel=0.02)
     assert bool(state(tmp_path / 'out' / 'last.pt')['scaler']) == (dtype == 'float16')
