@@ -114,7 +114,7 @@ for preparing in (rank == 0, process.local_rank == 0):  # first one rank, then o
         print0(f'no {os.path.join(data_dir, "train.bin")} yet: running {prepare_script}')
         if subprocess.run([sys.executable, prepare_script]).returncode:
             raise UserError(f'{prepare_script} failed, as said above')
-    process.sum(torch.zeros(1, device=device))  # the others wait here
+    process.sum(torch.zeros(1, device=device)).item()  # the others wait here; nccl without item() would only queue it
 meta = read_meta(data_dir)
 train_data, val_data = (TokenFile(os.path.join(data_dir, name), meta['dtype'], meta['vocab_size'], block_size)
                         for name in ('train.bin', 'val.bin'))

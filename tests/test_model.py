@@ -68,6 +68,17 @@ def test_what_is_no_gpt2_is_refused_in_one_sentence(tmp_path, monkeypatch):
         assert '\n' not in str(refusal.value)
 
 
+def test_names_as_openais_own_files_have_them_are_read(hugging_face, tmp_path):
+    from safetensors.torch import save_file
+    theirs, directory = hugging_face
+    expected = GPT.from_pretrained(directory).state_dict()
+    bare = {name: tensor.clone() for name, tensor in theirs.transformer.state_dict().items()}  # no prefix, no lm_head
+    bare['h.0.attn.bias'] = torch.ones(1, 1, 4, 4)  # and the causal masks
+    save_file(bare, tmp_path / 'model.safetensors', metadata={'format': 'pt'})
+    for name, tensor in GPT.from_pretrained(directory).state_dict().items():
+        assert torch.equal(tensor, expected[name])
+
+
 def test_weights_that_lack_a_layer_of_their_config_are_refused(hugging_face):
     theirs, directory = hugging_face
     theirs.config.n_layer += 1
