@@ -1,36 +1,38 @@
 """
-An out_dir: saving, loading, verifying, and choosing what to resume.
+Checkpoints in an out_dir: saving, loading, verifying, and choosing what to resume.
 
-    ckpt.pt        what sample.py reads: the best by validation loss, or the newest with always_save_checkpoint
-    last.pt        the newest complete state, which init_from='resume' continues
-    *.prev.pt      the one before each, used when the newer one turns out broken
-    metrics.jsonl  one JSON object a step that was logged or evaluated
-    replaced/N/    the runs that were here before a new one started
+    ckpt.pt     what sample.py reads: the best by validation loss, or the newest with always_save_checkpoint
+    last.pt     the newest complete state, which init_from='resume' continues
+    *.prev.pt   the one before each, used when the newer one turns out broken
 
 A checkpoint is a torch.save of a dict with nanoGPT's six keys (model, optimizer, model_args, iter_num, best_val_loss,
-config) and ours; nanoGPT's own files are read as they are.
+config) and ours; nanoGPT's own files are read as they are. It is read as data only, and nothing in it is believed
+before it has been checked.
 """
-import contextlib
 import functools
 import hashlib
 import importlib.metadata
-import itertools
 import json
 import math
 import os
 import re
 import shutil
 import subprocess
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from folder import CHECKPOINTS, remove, sync
 from runtime import UserError, warn
 
-FORMAT_VERSION = 1
-DIGESTED = ('model', 'optimizer')
-RUN = ('ckpt.pt', 'ckpt.prev.pt', 'last.pt', 'last.prev.pt', 'metrics.jsonl')  # the files of one
+FORMAT_VERSION = 2  # 1 had another digest
+VERIFIED = ('model', 'optimizer')  # the parts that have a digest
+JOB = os.environ.get('TORCHELASTIC_RUN_ID', 'none').replace('none', '') or None  # torchrun's name for it, if it is one
 SHAPE = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size')  # what model_args must hold
 NEEDED = {'model': dict, 'model_args': dict, 'iter_num': int, 'config': dict}
+OPTIONAL = {'best_val_loss': (int, float), 'tokens_seen': int, 'elapsed': (int, float), 'scaler': dict, 'digest': dict,
+            'tokenizer': dict, 'record': (dict, type(None)), 'run_id': str, 'job': (str, type(None))}
 
 
 # ---- saving ----
@@ -39,13 +41,19 @@ def save(out_dir, checkpoint, names):
     """Writes checkpoint once, atomically, and puts it in place as NAME.pt for each of names ('last', 'ckpt').
 
     The file under each name before becomes NAME.prev.pt. A kill at any moment leaves a complete NAME.pt or
-    NAME.prev.pt. OSError if the disk is full or the folder can't be written; what was there before stays whole."""
+    NAME.prev.pt. OSError if the disk is full or the folder can't be written, ValueError if a number is not finite;
+    what was there before stays whole."""
+    if unfit := _unfit({part: checkpoint[part] for part in VERIFIED}, finite=True):
+        raise ValueError(unfit)
     checkpoint = {**checkpoint, **_provenance(), 'format_version': FORMAT_VERSION,
-                  'digest': {part: digest(checkpoint[part]) for part in DIGESTED}}
+                  'digest': {part: digest(checkpoint[part]) for part in VERIFIED}}
     os.makedirs(out_dir, exist_ok=True)
     temporaries = [os.path.join(out_dir, f'.{name}.pt.tmp') for name in names]
-    _remove(temporaries)  # left by a kill, they may be second names of last.pt
+    metrics = os.path.join(out_dir, 'metrics.jsonl')
     try:
+        remove(temporaries)  # left by a kill, they may be second names of last.pt
+        if os.path.exists(metrics):
+            sync(metrics)  # which a resumed run cuts back to this state, so it must not end before it
         with open(temporaries[0], 'wb') as file:
             try:
                 torch.save(checkpoint, file)
@@ -58,36 +66,56 @@ def save(out_dir, checkpoint, names):
                 os.link(temporaries[0], other)
             except OSError:  # a file system without hard links
                 shutil.copyfile(temporaries[0], other)
+                sync(other)
         for name, temporary in zip(names, temporaries, strict=True):
             path = os.path.join(out_dir, f'{name}.pt')
             if os.path.exists(path):
                 os.replace(path, os.path.join(out_dir, f'{name}.prev.pt'))
             os.replace(temporary, path)
-        _sync_folder(out_dir)
+        sync(out_dir)
     finally:
-        _remove(temporaries)
+        remove(temporaries)
 
 
 def digest(tree):
-    """sha256, as hex, of nested dicts and lists: keys, plain values, and the shapes, types and bytes of tensors."""
-    sha256 = hashlib.sha256()
+    """sha256, as hex, of nested dicts and lists: names, plain values, and the shapes, types and bytes of tensors, which
+    are hashed in parallel."""
+    whole = hashlib.sha256()
+    with ThreadPoolExecutor() as pool:
+        leaves = [(name, pool.submit(_tensor_digest, leaf).result if isinstance(leaf, torch.Tensor) else
+                   functools.partial(repr, leaf)) for name, leaf in _leaves(tree)]
+        for name, describe in leaves:
+            whole.update(f'{name}: {describe()}\n'.encode())
+    return whole.hexdigest()
 
-    def update(node):
-        if isinstance(node, torch.Tensor):
-            sha256.update(f'{tuple(node.shape)}{node.dtype}'.encode())
-            sha256.update(node.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        elif isinstance(node, dict):
-            for key, value in node.items():
-                sha256.update(repr(key).encode())
-                update(value)
-        elif isinstance(node, (list, tuple)):
-            for value in node:
-                update(value)
-        else:
-            sha256.update(repr(node).encode())
 
-    update(tree)
-    return sha256.hexdigest()
+def _tensor_digest(tensor):
+    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return f'{tuple(tensor.shape)} {tensor.dtype} {hashlib.sha256(content).hexdigest()}'
+
+
+def _leaves(tree, name=''):
+    """(dotted name, value) of each value in nested dicts and lists."""
+    if isinstance(tree, (dict, list, tuple)):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _leaves(value, f'{name}.{key}' if name else str(key))
+    else:
+        yield name, tree
+
+
+def _unfit(tree, finite):
+    """What is wrong with the tensors of nested dicts and lists, or None: one that is no plain array, or claims more
+    than its file holds, or, where finite is asked for, holds a number that is not."""
+    for name, leaf in _leaves(tree):
+        if not isinstance(leaf, torch.Tensor):
+            continue
+        if leaf.layout is not torch.strided or leaf.is_quantized or leaf.is_meta \
+                or leaf.nbytes > leaf.untyped_storage().nbytes():
+            return f'{name} is no array of numbers'
+        # A sum is quick (0.05 s for GPT-2 124M with its moments, 1.4 s for isfinite); if it overflows, look closer.
+        if finite and not torch.isfinite(leaf.sum()) and not torch.isfinite(leaf).all():
+            return f'{name} holds numbers that are not finite'
+    return None
 
 
 @functools.cache  # once: what is edited while a run goes on does not run
@@ -103,123 +131,149 @@ def _provenance():
     return {'versions': versions, 'git_revision': revision}
 
 
-def _remove(paths):
-    for path in paths:
-        if os.path.exists(path):
-            os.remove(path)
-
-
-def _sync_folder(folder):
-    if os.name == 'posix':  # elsewhere a folder can't be opened, and a rename is durable by itself
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def set_aside(out_dir):
-    """Moves the run that an out_dir holds into the next out_dir/replaced/N, so that a new one can't mix with it."""
-    found = [name for name in RUN if os.path.exists(os.path.join(out_dir, name))]
-    if found:
-        numbers = (os.path.join(out_dir, 'replaced', str(n)) for n in itertools.count(1))
-        replaced = next(folder for folder in numbers if not os.path.exists(folder))
-        os.makedirs(replaced)
-        for name in found:
-            os.replace(os.path.join(out_dir, name), os.path.join(replaced, name))
-        warn(f'{out_dir} held another run, which is now in {replaced}')
-
-
-def cut_metrics(out_dir, step):
-    """Drops from metrics.jsonl what it says of later steps than this one."""
-    path = os.path.join(out_dir, 'metrics.jsonl')
-    if not os.path.exists(path):
-        return
-    kept = []
-    with open(path, encoding='utf-8', errors='replace') as file:
-        for line in file:
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # it is no record: spoilt by a kill or a crash
-                if line.endswith('\n') and json.loads(line)['step'] <= step:
-                    kept.append(line)
-    with open(path + '.tmp', 'w', encoding='utf-8') as file:
-        file.writelines(kept)
-    os.replace(path + '.tmp', path)
-
-
 # ---- loading ----
 
-def load(path, digested=DIGESTED):
+def load(path, verified=VERIFIED):
     """The checkpoint at path, on the CPU: a dict in which the reference's peculiarities are evened out.
 
-    digested: the parts whose digest is verified (one that has none, as nanoGPT's, passes). UserError in one sentence if
-    the file is missing, broken, unsafe or of another kind."""
+    verified: the parts whose bytes are checked. UserError in one sentence if the file is missing, broken, unsafe or of
+    another kind."""
     if not os.path.isfile(path):
         raise UserError(f'{path} not found: train a model first, or name the folder of one with --out_dir')
     try:
+        _check_archive(path)
         # Mapped, what is not used (sampling needs no moments) is not read, and ranks share what they read.
         checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        complaint = _even_out(checkpoint) or _unverified(checkpoint, path, verified)
     except Exception as error:  # a broken file can fail anywhere in unpickling, and is refused whatever it raises
         unsafe = re.search(r'[Uu]nsupported [^\n]*?(GLOBAL \S+|class \S+)', str(error))
-        reason = f'it asks to run {unsafe[1]}' if unsafe else 'it is cut short, or not a file of torch.save'
+        reason = f'it asks to run {unsafe[1]}' if unsafe else 'it is cut short, altered, or not a file of torch.save'
         if isinstance(error, PermissionError):
             reason = error.strerror
         raise UserError(f'{path} is not a checkpoint that can be read safely ({reason})') from error
-    if not isinstance(checkpoint, dict):
-        raise UserError(f'{path} holds a {type(checkpoint).__name__}, not the dict of a training run')
-    for key, kind in NEEDED.items():
-        if not isinstance(checkpoint.get(key), kind):
-            raise UserError(f'{path} has no usable {key!r}: it is not the checkpoint of a training run')
-    if missing := [key for key in SHAPE if key not in checkpoint['model_args']]:
-        raise UserError(f'{path} has no {" and ".join(missing)} in its model_args: it is not the checkpoint of a GPT')
-    version, digests = checkpoint.get('format_version', FORMAT_VERSION), checkpoint.get('digest', {})
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise UserError(f'{path} has format version {version!r}, not {FORMAT_VERSION}: update the program')
-    if not isinstance(digests, dict):
-        raise UserError(f"{path} has no usable 'digest': it is not the checkpoint of a training run")
-    for part in digested:
-        if part in digests and part in checkpoint and digest(checkpoint[part]) != digests[part]:
-            raise UserError(f'{path} is damaged: the digest of its {part!r} does not match')
-    # A compiled model's names carry a prefix, and nanoGPT on torch 1 kept its attention masks.
-    checkpoint['model'] = {name.removeprefix('_orig_mod.'): tensor for name, tensor in checkpoint['model'].items()
-                           if not name.endswith('.attn.bias')}
-    checkpoint['model_args'].setdefault('gelu', 'exact')  # nanoGPT's only form; ours always name theirs
-    sizes = (checkpoint['config'].get(key, 0) for key in ('gradient_accumulation_steps', 'batch_size', 'block_size'))
-    checkpoint.setdefault('tokens_seen', checkpoint['iter_num'] * math.prod(sizes))
+    if complaint:
+        raise UserError(f'{path} {complaint}')
     return checkpoint
 
 
-def _first_that_loads(out_dir, names, digested=DIGESTED):
-    """(checkpoint, path) of the first of these files that is there and whole; broken ones before it are warned of."""
+def _check_archive(path):
+    """Raises if the file is no zip archive as torch.save writes them, uncompressed, or if anything but its tensors does
+    not have the checksum that is stored with it."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > os.path.getsize(path):
+            raise zipfile.BadZipFile('it would unpack to more than its size')
+        for entry in entries:
+            if '/data/' not in entry.filename:
+                archive.read(entry)  # which checks
+
+
+def _even_out(checkpoint):
+    """Gives what a checkpoint holds its present form, in place. Returns what is wrong with it, or None."""
+    if not isinstance(checkpoint, dict):
+        return f'holds a {type(checkpoint).__name__}, not the dict of a training run'
+    best = checkpoint.get('best_val_loss')
+    if isinstance(best, torch.Tensor) and best.numel() == 1:  # nanoGPT's
+        checkpoint['best_val_loss'] = best.item()
+    for key, kind in (NEEDED | OPTIONAL).items():
+        if (key in checkpoint or key in NEEDED) and not isinstance(checkpoint.get(key), kind):
+            return f'has no usable {key!r}: it is not the checkpoint of a training run'
+    if checkpoint['iter_num'] < 0 or math.isnan(checkpoint.get('best_val_loss', 0)):
+        return 'has a step below 0 or a best_val_loss that is no number'
+    version, weights, args = checkpoint.get('format_version', 1), checkpoint['model'], checkpoint['model_args']
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        return f'has format version {version!r}, not {FORMAT_VERSION}: update the program'
+    if missing := [key for key in SHAPE if key not in args]:
+        return f'has no {" and ".join(missing)} in its model_args: it is not the checkpoint of a GPT'
+    json.dumps({key: value for key, value in checkpoint.items() if key not in VERIFIED})  # raises if they are not plain
+    if unfit := _unfit({part: checkpoint.get(part) for part in VERIFIED}, finite=False):
+        return f'is damaged: {unfit}'
+    # A compiled model's names carry a prefix, and nanoGPT on torch 1 kept its attention masks.
+    weights = {name.removeprefix('_orig_mod.'): tensor for name, tensor in weights.items()
+               if not name.endswith('.attn.bias')}
+    sizes = {'transformer.wte.weight': ('vocab_size', 'n_embd'), 'transformer.wpe.weight': ('block_size', 'n_embd')}
+    layers = sum(name.endswith('.attn.c_attn.weight') for name in weights)
+    if layers != args['n_layer'] or any(list(getattr(weights.get(name), 'shape', [])) != [args[key] for key in keys]
+                                        for name, keys in sizes.items()):
+        return 'holds weights that do not fit the model_args beside them'  # by which memory would be taken for a model
+    args.setdefault('gelu', 'exact')  # nanoGPT's only form; ours always name theirs
+    batch = (checkpoint['config'].get(key, 0) for key in ('gradient_accumulation_steps', 'batch_size', 'block_size'))
+    checkpoint['model'] = weights
+    checkpoint.setdefault('tokens_seen', checkpoint['iter_num'] * math.prod(batch))
+    return None
+
+
+def _unverified(checkpoint, path, verified):
+    """Which of these parts is not what was saved, or None if all are: by our digests, or where there are none, as in
+    nanoGPT's files and ours of version 1, by the archive's checksums."""
+    parts = {part: checkpoint[part] for part in verified if part in checkpoint}
+    if unfit := _unfit(parts, finite=True):
+        return f'is damaged: {unfit}'
+    if checkpoint.get('format_version') == FORMAT_VERSION:
+        wrong = [part for part in parts if digest(parts[part]) != checkpoint['digest'][part]]
+        return f'is damaged: the digest of its {wrong[0]!r} does not match' if wrong else None
+    with zipfile.ZipFile(path) as archive:
+        return 'is damaged: its checksums do not match' if parts and archive.testzip() else None
+
+
+def _present(out_dir, names=CHECKPOINTS):
+    return [path for name in names if os.path.exists(path := os.path.join(out_dir, name))]
+
+
+def _first_that_loads(paths, out_dir, verified=VERIFIED):
+    """(checkpoint, path) of the first of these files of out_dir that is whole; broken ones before it are warned of."""
     refusals = []
-    for path in [path for name in names if os.path.exists(path := os.path.join(out_dir, name))]:
+    for path in paths:
         try:
-            checkpoint = load(path, digested)
+            checkpoint = load(path, verified)
         except UserError as error:
             refusals.append(str(error))
             continue
         if refusals:
             warn(f"{'; '.join(refusals)}: using {path} (step {checkpoint['iter_num']}) instead")
         return checkpoint, path
-    raise UserError('; '.join(refusals) or f'{out_dir} holds no checkpoint ({" or ".join(names[::2])}): train a model '
-                    'first, or name the folder of one with --out_dir')
+    raise UserError('; '.join(refusals) or f'{out_dir} holds no checkpoint (last.pt or ckpt.pt): train a model first, '
+                    'or name the folder of one with --out_dir')
 
 
 def load_to_sample(out_dir):
     """(checkpoint, path) of ckpt.pt, else of what stands in for it; only the weights are verified."""
-    return _first_that_loads(out_dir, ('ckpt.pt', 'ckpt.prev.pt', 'last.pt', 'last.prev.pt'), ('model',))
+    return _first_that_loads(_present(out_dir), out_dir, ('model',))
 
 
 def load_to_resume(out_dir):
-    """(checkpoint, path) of the newest state: last.pt, or ckpt.pt when that is further or alone, or the ones before."""
-    checkpoint, path = _first_that_loads(out_dir, ('last.pt', 'last.prev.pt', 'ckpt.pt', 'ckpt.prev.pt'))
-    best = os.path.join(out_dir, 'ckpt.pt')
-    if os.path.exists(best) and not os.path.samefile(path, best):
+    """(checkpoint, path) of the newest whole state, by the steps done, and of last.pt where two have done as many."""
+    def steps_to_go(path):
         try:
-            if load(best, digested=())['iter_num'] > checkpoint['iter_num']:
-                return load(best), best
-        except UserError as error:
-            warn(str(error))
-    return checkpoint, path
+            return -load(path, verified=())['iter_num']
+        except UserError:  # to be warned of, where something newer can be missed by it
+            return math.inf if path.endswith('.prev.pt') else -math.inf
+
+    paths = _present(out_dir, ('last.pt', 'ckpt.pt', 'last.prev.pt', 'ckpt.prev.pt'))
+    return _first_that_loads(sorted(paths, key=steps_to_go), out_dir)
+
+
+def to_continue(out_dir, init_from):
+    """(init_from, checkpoint, path) with which a run starts; the checkpoint is {} where nothing is resumed.
+
+    'auto' is 'resume' if out_dir holds a run, and 'scratch' if not. A job that torchrun has restarted (--max-restarts)
+    continues what it has saved, whatever it first started from."""
+    restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0 and JOB
+    if init_from == 'resume' or (init_from == 'auto' or restarted) and _present(out_dir):
+        checkpoint, path = load_to_resume(out_dir)
+        if init_from in ('resume', 'auto') or checkpoint.get('job') == JOB:
+            return 'resume', checkpoint, path
+    return 'scratch' if init_from == 'auto' else init_from, {}, None
+
+
+def data_set(checkpoint, path, given=None):
+    """Name of the data set that a checkpoint was trained on. UserError if it leads out of data/, where whoever made the
+    file may have put anything, unless it is the one that the user has given as well."""
+    name = checkpoint['config'].get('dataset', given)
+    if name == given or isinstance(name, str) and re.fullmatch(r'\w[\w.-]*', name):
+        return name
+    raise UserError(f'{path} was trained on the data set {str(name)[:200]!r}, which is not a folder in data/: if you '
+                    'trust it, name it yourself with --dataset')
 
 
 # ---- into a model ----
@@ -233,18 +287,23 @@ def restore_model(model, checkpoint, path):
         raise UserError(f'the weights in {path} do not fit the model_args beside them ({details})') from error
 
 
-def restore_optimizer(optimizer, checkpoint, path):
-    """Copies the checkpoint's moments into optimizer, whose own learning rate, betas and decay stay in force."""
+def restore_optimizer(optimizer, scaler, checkpoint, path):
+    """Copies the checkpoint's moments into optimizer, whose own learning rate, betas and decay stay in force, and its
+    loss scale into scaler."""
     groups = optimizer.state_dict()['param_groups']
     saved = checkpoint.get('optimizer')
     state = saved.get('state') if isinstance(saved, dict) else None
-    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
-    fits = isinstance(state, dict) and all(
-        i in range(len(parameters)) and all(
-            name in moments and moments[name].shape == parameters[i].shape for name in ('exp_avg', 'exp_avg_sq'))
-        for i, moments in state.items())
+    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group['params']]
+    fits = isinstance(state, dict) and (not state or state.keys() == set(range(len(shapes)))) and all(
+        isinstance(moments, dict) and getattr(moments.get(name), 'shape', None) == shape
+        for i, moments in state.items()
+        for name, shape in (('step', torch.Size()), ('exp_avg', shapes[i]), ('exp_avg_sq', shapes[i])))
     if not fits:
         raise UserError(f'the optimizer state in {path} is missing or of another model')
     optimizer.load_state_dict({'state': state, 'param_groups': groups})
     for moments in optimizer.state.values():  # on a CPU they are still the file's memory map
         moments.update({name: tensor.clone() for name, tensor in moments.items() if tensor.device.type == 'cpu'})
+    scale = checkpoint.get('scaler') or scaler.state_dict()  # a run in another precision has none
+    if scaler.is_enabled() and not all(isinstance(scale.get(key), (int, float)) for key in scaler.state_dict()):
+        raise UserError(f'the scaler state in {path} is incomplete')
+    scaler.load_state_dict(scale)

@@ -4,10 +4,13 @@ Token files: opening, checking, and the batch for a given (seed, split, step, mi
 A data set is a folder with train.bin and val.bin, raw little-endian unsigned integers without a header, and meta.json,
 which says what they hold. A folder of nanoGPT's (no meta.json; meta.pkl or nothing) is read as well.
 """
+import codecs
 import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import torch
@@ -19,11 +22,17 @@ DTYPES = {'uint16': np.dtype('<u2'), 'uint32': np.dtype('<u4')}  # on disk: litt
 STREAMS = {'train': 0, 'eval-train': 1, 'eval-val': 2}  # evaluation never draws from the stream that training sees
 GPT2_VOCAB_SIZE = 50257
 META_KEYS = ('dtype', 'vocab_size', 'tokenizer')
+OTHER_FORMATS = {  # the first bytes of what is now and then taken for raw tokens
+    (20240520).to_bytes(4, 'little'): "a token file of llm.c, whose header is no token: drop its first 1024 bytes",
+    (20240801).to_bytes(4, 'little'): "a token file of llm.c, whose header is no token: drop its first 1024 bytes",
+    b'\x93NUMPY': 'a NumPy file: write its array with .tofile()', b'PK\3\4': 'a zip archive', b'\x1f\x8b\x08': 'gzip',
+    b'\x28\xb5\x2f\xfd': 'Zstandard', b'PAR1': 'Parquet', b'\x89HDF': 'HDF5', b'MMIDIDX\0': 'an index of Megatron'}
 
 
 def read_meta(folder):
-    """What a data set's files hold, as a dict: dtype ('uint16' or 'uint32'), vocab_size (int, or None if nothing says)
-    and tokenizer (the dict that tokenizer.py reads). UserError if meta.json is broken."""
+    """What a data set's files hold, as a dict: dtype ('uint16' or 'uint32'), vocab_size (int, or None if nothing says),
+    tokenizer (the dict that tokenizer.py reads) and tokens ({split: count}, {} if nothing says). UserError if meta.json
+    is broken."""
     path = os.path.join(folder, 'meta.json')
     if not os.path.exists(path):
         return _read_nanogpt_meta(folder)
@@ -32,15 +41,17 @@ def read_meta(folder):
             meta = json.load(file)
         version = meta['format_version']
         dtype, vocab_size, tokenizer = (meta.get(key) for key in META_KEYS)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        tokens = meta.setdefault('tokens', {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f'{path} is not a readable meta.json ({error!r}): prepare the data set again') from error
     if version != FORMAT_VERSION:
         raise UserError(f'{path} has format version {version!r}, this program reads {FORMAT_VERSION}: '
                         'update the program, or prepare the data set again')
-    if not (isinstance(dtype, str) and dtype in DTYPES and isinstance(vocab_size, int) and vocab_size >= 1
-            and isinstance(tokenizer, dict)):
-        raise UserError(f'{path} has dtype {dtype!r}, vocab_size {vocab_size!r} and a tokenizer of type '
-                        f'{type(tokenizer).__name__}: prepare the data set again')
+    if not (isinstance(dtype, str) and dtype in DTYPES and type(vocab_size) is int and vocab_size >= 1
+            and isinstance(tokenizer, dict) and isinstance(tokens, dict)):
+        raise UserError(f'{path} has dtype {str(dtype)[:99]!r}, vocab_size {str(vocab_size)[:99]}, a tokenizer of type '
+                        f'{type(tokenizer).__name__} and tokens of type {type(tokens).__name__}: prepare the data set '
+                        'again')
     return meta
 
 
@@ -54,7 +65,7 @@ class _PlainUnpickler(pickle.Unpickler):
 def _read_nanogpt_meta(folder):
     path = os.path.join(folder, 'meta.pkl')
     if not os.path.exists(path):  # what nanoGPT takes such a folder for
-        return {'dtype': 'uint16', 'vocab_size': None, 'tokenizer': {'kind': 'gpt2'}}
+        return {'dtype': 'uint16', 'vocab_size': None, 'tokenizer': {'kind': 'gpt2'}, 'tokens': {}}
     try:
         with open(path, 'rb') as file:
             meta = _PlainUnpickler(io.BytesIO(file.read())).load()
@@ -64,7 +75,7 @@ def _read_nanogpt_meta(folder):
     except Exception as error:  # a hostile or broken pickle can raise anything; the file is refused either way
         raise UserError(f'{path} is not the vocabulary of a character data set ({error}): '
                         f'run python {os.path.join(folder, "prepare.py")} to write meta.json') from error
-    return {'dtype': 'uint16', 'vocab_size': vocab_size, 'tokenizer': {'kind': 'char', 'chars': chars}}
+    return {'dtype': 'uint16', 'vocab_size': vocab_size, 'tokenizer': {'kind': 'char', 'chars': chars}, 'tokens': {}}
 
 
 class TokenFile:
@@ -74,23 +85,30 @@ class TokenFile:
     bus error, and it is faster (12 x 64 tokens in 45 us against 157 us of slicing a map, 64 x 256 in 143 against 859).
 
     path: the file; dtype: 'uint16' or 'uint32'; vocab_size: ids must be below it (None: not checked);
-    block_size: the longest sequence that will be asked for."""
+    block_size: the longest sequence that will be asked for; tokens: how many the file must have (None: any number)."""
 
-    def __init__(self, path, dtype='uint16', vocab_size=None, block_size=1):
+    def __init__(self, path, dtype='uint16', vocab_size=None, block_size=1, tokens=None):
         self.path, self.dtype, self.vocab_size = path, DTYPES[dtype], vocab_size
+        if not os.path.isfile(path):  # a pipe would be waited for
+            wrong = 'is not a file' if os.path.exists(path) else 'not found'
+            raise UserError(f'{path} {wrong}: {_how_to_prepare(path)}')
         try:
             self.file = open(path, 'rb', buffering=0)
-        except FileNotFoundError:
-            raise UserError(f'{path} not found: {_how_to_prepare(path)}') from None
+            head = self.file.read(1024)
         except OSError as error:
             raise UserError(f'{path} cannot be read ({error.strerror}): {_how_to_prepare(path)}') from None
         size = os.fstat(self.file.fileno()).st_size
         self.tokens = size // self.dtype.itemsize
         if size == 0:
             raise UserError(f'{path} is empty: {_how_to_prepare(path)}')
+        if wrong := _other_format(head, dtype if tokens is None else None):
+            raise UserError(f'{path} does not hold {dtype} tokens from its first byte on, but looks like {wrong}')
         if size % self.dtype.itemsize:
             raise UserError(f'{path} has {size} bytes, no whole number of {dtype} tokens: it is cut short or of '
                             f'another format; {_how_to_prepare(path)}')
+        if tokens not in (None, self.tokens):
+            raise UserError(f'{path} has {self.tokens} {dtype} tokens, but {tokens} by the meta.json beside it: it is '
+                            f'cut short or was made by something else; {_how_to_prepare(path)}')
         if self.tokens <= block_size:
             shorter = f'use --block_size={self.tokens - 1} or less, or ' if self.tokens > 1 else 'use '
             raise UserError(f'{path} has {self.tokens} tokens, but block_size={block_size} needs {block_size + 1}: '
@@ -99,12 +117,23 @@ class TokenFile:
     def __len__(self):
         return self.tokens
 
+    def check_ids(self, vocab_size):
+        """Sets vocab_size, and looks for ids beyond it in 64 stretches of the file; UserError names the first. Those
+        between are checked when they are read."""
+        self.vocab_size = vocab_size
+        length = min(self.tokens, 4096)
+        self.rows(np.unique(np.linspace(0, self.tokens - length, 64, dtype=np.int64)), length)
+
     def rows(self, starts, length):
         """int64 array (len(starts), length): the tokens from each start on. UserError for a bad id or a short file."""
         rows = np.empty((len(starts), length), self.dtype)
         for row, start in zip(rows, starts, strict=True):
-            self.file.seek(int(start) * self.dtype.itemsize)
-            if self.file.readinto(memoryview(row).cast('B')) != row.nbytes:
+            try:
+                self.file.seek(int(start) * self.dtype.itemsize)
+                read = self.file.readinto(memoryview(row).cast('B'))
+            except OSError as error:
+                raise UserError(f'{self.path} cannot be read at token {start} ({error.strerror})') from error
+            if read != row.nbytes:
                 raise UserError(f'{self.path} ends before token {start + length}, although it had {self.tokens} tokens '
                                 'when it was opened: something has cut it short')
         if self.vocab_size is not None and rows.max() >= self.vocab_size:
@@ -126,6 +155,33 @@ class TokenFile:
         if device.type == 'cuda':  # a pinned copy runs beside the kernels queued before it
             return x.pin_memory().to(device, non_blocking=True), y.pin_memory().to(device, non_blocking=True)
         return x.to(device), y.to(device)
+
+
+def _other_format(head, dtype=None):
+    """What a file that begins with these bytes looks like other than tokens, or None. dtype: what it is believed to
+    hold where nothing says how many tokens there are."""
+    for magic, name in OTHER_FORMATS.items():
+        if head.startswith(magic):
+            return name
+    try:
+        text = codecs.getincrementaldecoder('utf-8')().decode(head)  # the last character may be cut
+    except UnicodeDecodeError:
+        text = ''
+    if len(text) >= 64 and all(char.isprintable() or char.isspace() for char in text):
+        return 'text: a prepare.py makes tokens of it'
+    halves = np.frombuffer(head[:len(head) // 4 * 4], '<u2').reshape(-1, 2)
+    if dtype == 'uint16' and len(halves) >= 64 and halves[:, 0].any() and not halves[:, 1].any():
+        return 'uint32, every other uint16 being 0: a meta.json beside it has to say so'
+    return None
+
+
+def prepare(folder):
+    """Runs the prepare.py of a data set's folder if there is one and train.bin is missing. UserError if it fails."""
+    script, train = (os.path.join(folder, name) for name in ('prepare.py', 'train.bin'))
+    if os.path.exists(script) and not os.path.exists(train):
+        print(f'no {train} yet: running {script}', flush=True)
+        if subprocess.run([sys.executable, script]).returncode:
+            raise UserError(f'{script} failed, as said above')
 
 
 def _how_to_prepare(path):

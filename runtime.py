@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import platform
+import signal
 import sys
 import time
 import warnings
@@ -15,6 +16,8 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+RESUMABLE = 75  # exit status of a run that a signal has stopped and that has saved all (EX_TEMPFAIL in sysexits.h)
+HANGUP = getattr(signal, 'SIGHUP', None)  # Windows has none
 RANK, LOCAL_RANK = int(os.environ.get('RANK', 0)), int(os.environ.get('LOCAL_RANK', 0))  # torchrun sets them
 
 
@@ -38,7 +41,8 @@ def end_with(sentences):
 
 
 def _explain_user_errors():
-    """Lets an uncaught UserError end the process with its sentence, and other exceptions as they would have."""
+    """Lets an uncaught UserError end the process with its sentence, a Ctrl-C without one, and other exceptions as they
+    would have."""
     otherwise = sys.excepthook
 
     def hook(kind, error, traceback):
@@ -46,6 +50,8 @@ def _explain_user_errors():
             end_with([error])
         if issubclass(kind, torch.OutOfMemoryError):
             end_with(['the GPU is out of memory: fewer or shorter sequences at a time, or a smaller model, need less'])
+        if issubclass(kind, KeyboardInterrupt):
+            sys.exit(128 + signal.SIGINT)
         otherwise(kind, error, traceback)
 
     sys.excepthook = hook
@@ -66,14 +72,51 @@ def explained(*kinds, prefix=''):
 def warn(sentence):
     """One line on stderr, from the first rank alone."""
     if RANK == 0:
-        print(f'warning: {sentence}', file=sys.stderr, flush=True)
+        _say(lambda: print(f'warning: {sentence}', file=sys.stderr, flush=True))
 
 
 def print0(line):
     """Prints from the first rank alone, at once, and above a progress bar if there is one."""
     if RANK == 0:
-        tqdm.write(line)
-        sys.stdout.flush()
+        _say(lambda: (tqdm.write(line), sys.stdout.flush()))
+
+
+def _say(write):
+    """A line that finds no reader (`| head`) asks the process to stop, and one that finds no room on the disk is left
+    out: neither may end a run before it has saved its state."""
+    try:
+        write()
+    except BrokenPipeError:
+        _silence()
+        signal.raise_signal(signal.SIGTERM)
+    except OSError:
+        pass  # what is on the disk that is full: metrics.jsonl has it as soon as there is room
+
+
+def _silence():
+    """Leads stdout and stderr into nothing, where what they led to is no longer there."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+
+
+class StopSignal:
+    """SIGTERM, SIGINT (Ctrl-C) or SIGHUP (the terminal has gone), noted for a loop to end by itself. number: which, or
+    None as long as none has come. A second Ctrl-C ends the process at once."""
+
+    def __init__(self):
+        self.number, self.asked = None, math.inf
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+        if HANGUP and signal.getsignal(HANGUP) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(HANGUP, self._note)
+
+    def _note(self, number, frame):
+        if number == signal.SIGINT and time.monotonic() - self.asked > 1:  # torchrun's echo of the first comes sooner
+            os._exit(128 + number)
+        if number == HANGUP:
+            _silence()
+        self.number, self.asked = number, min(self.asked, time.monotonic())
 
 
 # ---- device and precision ----

@@ -99,7 +99,7 @@ if init_from == 'resume':
     checkpoint.restore_model(model, saved, path)
     about = saved.get('tokenizer')
     if about is None:  # nanoGPT keeps the characters with the data only
-        data_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', saved['config'].get('dataset', ''))
+        data_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', checkpoint.data_set(saved, path))
         about = read_meta(data_dir)['tokenizer']
         warn(f"{path} names no tokenizer: taking the one of {data_dir}, kind {about['kind']!r}")
     tokenizer, origin = load_tokenizer(about), f"{path}, step {saved['iter_num']}"

@@ -4,18 +4,16 @@ Trains a GPT, on one device or, started by torchrun, on many. Run any of these:
     python train.py config/train_shakespeare_char.py
     python train.py config/train_shakespeare_char.py --device=cpu --n_layer=2 --max_iters=500
     python train.py config/train_shakespeare_char.py --init_from=resume --max_iters=8000
+    python train.py config/train_gpt2.py --init_from=auto
     torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
 
 The README says how to run on several machines. --help explains every key.
 """
 import contextlib
-import json
 import math
 import os
 import secrets
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 from datetime import timedelta
@@ -25,11 +23,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import checkpoint
+import folder
+import loader
 from configurator import configure
-from loader import GPT2_VOCAB_SIZE, TokenFile, read_meta
 from model import GPT, GPTConfig
-from runtime import (UserError, compile_or_warn, default_device, device_name, explained, leave, precision, print0,
-                     seed_dropout, set_up_math, set_up_process, warn)
+from runtime import (RESUMABLE, StopSignal, UserError, compile_or_warn, default_device, device_name, explained, leave,
+                     precision, print0, seed_dropout, set_up_math, set_up_process, warn)
 
 # ---- configuration ----
 # Output
@@ -40,7 +39,7 @@ eval_iters = 200                    # >= 1 batches of each split that an evaluat
 eval_only = False                   # evaluate once and stop; writes nothing
 always_save_checkpoint = True       # ckpt.pt is the newest state; False: the one with the best validation loss
 checkpoint_interval = 0             # >= 0 steps between saves of last.pt besides those at evaluations; 0: none
-init_from = 'scratch'               # scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, a hub id or a directory
+init_from = 'scratch'               # scratch, resume, auto (resume if out_dir has a run), gpt2…gpt2-xl, hub id, folder
 seed = 1337                         # [0, 4294967295] of the initial weights, the batches and dropout
 # Weights & Biases
 wandb_log = False                   # log there too (WANDB_MODE=offline works without an account)
@@ -91,12 +90,12 @@ set_up_math(seed, device)
 parts, units = process.share(gradient_accumulation_steps, batch_size)
 
 # ---- what to continue ----
-resumed, decided = {}, {}  # the checkpoint, and what it or a pretrained model decides in place of the flags
-if init_from == 'resume':
-    resumed, resumed_path = checkpoint.load_to_resume(out_dir)
+init_from, resumed, resumed_path = checkpoint.to_continue(out_dir, init_from)
+decided = {}  # what the checkpoint or a pretrained model decides in place of the flags
+if resumed:
     saved = resumed['config']
     decided = {key: resumed['model_args'][key] for key in ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias')}
-    decided['dataset'] = saved.get('dataset', dataset)
+    decided['dataset'] = checkpoint.data_set(resumed, resumed_path, dataset)
     globals().update(decided)
     changes = [f'{key} {saved[key]} -> {value}' for key, value in config.items()
                if saved.get(key, value) != value and key not in ('init_from', 'out_dir', *decided)]
@@ -107,22 +106,21 @@ if decay_lr and min_lr > learning_rate:
 
 # ---- data ----
 data_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', dataset)
-prepare_script = os.path.join(data_dir, 'prepare.py')
-for preparing in (rank == 0, process.local_rank == 0):  # first one rank, then one on each machine without that disk
-    if prepare and preparing and dataset != 'openwebtext' and os.path.exists(prepare_script) \
-            and not os.path.exists(os.path.join(data_dir, 'train.bin')):
-        print0(f'no {os.path.join(data_dir, "train.bin")} yet: running {prepare_script}')
-        if subprocess.run([sys.executable, prepare_script]).returncode:
-            raise UserError(f'{prepare_script} failed, as said above')
-    process.sum(torch.zeros(1, device=device)).item()  # the others wait here; nccl without item() would only queue it
-meta = read_meta(data_dir)
-train_data, val_data = (TokenFile(os.path.join(data_dir, name), meta['dtype'], meta['vocab_size'], block_size)
-                        for name in ('train.bin', 'val.bin'))
+for first in (rank == 0, process.local_rank == 0):  # one process, then one on each machine that does not see its disk
+    if prepare and first and dataset != 'openwebtext':
+        loader.prepare(data_dir)
+    step = torch.tensor([resumed.get('iter_num', 0)], device=device)
+    if process.sum(step.clone()) != world_size * step:  # the others wait here
+        raise UserError(f'the processes find different states in {out_dir}, which must be on a disk that all share')
+meta = loader.read_meta(data_dir)
+train_data, val_data = (loader.TokenFile(os.path.join(data_dir, f'{split}.bin'), meta['dtype'], meta['vocab_size'],
+                                         block_size, meta['tokens'].get(split)) for split in ('train', 'val'))
 
 # ---- model ----
 if init_from == 'scratch':
-    # A data set that says nothing is taken for GPT-2's tokens, and those get a rounder, faster vocabulary.
-    vocab_size = meta['vocab_size'] if meta['vocab_size'] not in (None, GPT2_VOCAB_SIZE) else GPTConfig.vocab_size
+    vocab_size = meta['vocab_size']
+    if vocab_size in (None, loader.GPT2_VOCAB_SIZE):  # a data set that says nothing is taken for GPT-2's tokens
+        vocab_size = GPTConfig.vocab_size  # rounder, and faster
     with explained(ValueError):
         gpt = GPT(GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, bias))
 elif init_from == 'resume':
@@ -143,15 +141,15 @@ if (meta['vocab_size'] or 0) > gpt.config.vocab_size:
                     'they do not belong together')
 if resumed.get('tokenizer', meta['tokenizer']) != meta['tokenizer']:
     raise UserError(f'{data_dir} has been prepared with another vocabulary since {resumed_path} was saved')
-train_data.vocab_size = val_data.vocab_size = meta['vocab_size'] or gpt.config.vocab_size
+for data in train_data, val_data:
+    data.check_ids(meta['vocab_size'] or gpt.config.vocab_size)
 gpt.to(device)
 
 # ---- optimizer ----
 precision_name, autocast, scaler = precision(device, dtype, gpt.config.n_embd)
 optimizer = gpt.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device.type)
 if resumed and not eval_only:
-    checkpoint.restore_optimizer(optimizer, resumed, resumed_path)
-    scaler.load_state_dict(resumed.get('scaler') or scaler.state_dict())
+    checkpoint.restore_optimizer(optimizer, scaler, resumed, resumed_path)
 
 
 def get_lr(step):
@@ -167,11 +165,19 @@ def get_lr(step):
 # ---- state of the run: what is saved and restored beside model, optimizer and scaler ----
 iter_num = resumed.get('iter_num', 0)                       # steps done
 tokens_seen = resumed.get('tokens_seen', 0)                 # tokens trained on
-best_val_loss = float(resumed.get('best_val_loss', math.inf))
+best_val_loss = resumed.get('best_val_loss', math.inf)
 elapsed = resumed.get('elapsed', 0.0)                       # seconds, over all sessions
 record = resumed.get('record', {})                          # of this step, for metrics.jsonl; None once it is written
 run_id = resumed.get('run_id') or secrets.token_hex(4)      # by which wandb knows the run
 unsaved, resumed = None, None  # the latter frees the checkpoint's tensors
+
+
+def give_up(step, what):
+    """Ends the run for numbers that are not finite, before they reach the weights or the disk."""
+    sentence = f'{what}; resume from the last state in {out_dir} with a lower learning_rate'
+    if rank == 0:
+        metrics.write({'step': step, 'tokens': tokens_seen, 'error': sentence})
+    raise UserError(sentence)
 
 
 def save(*names):
@@ -180,10 +186,13 @@ def save(*names):
     state = {'model': gpt.state_dict(), 'optimizer': optimizer.state_dict(), 'model_args': asdict(gpt.config),
              'iter_num': iter_num, 'best_val_loss': best_val_loss, 'config': config, 'scaler': scaler.state_dict(),
              'tokenizer': meta['tokenizer'], 'seed': seed, 'tokens_seen': tokens_seen, 'elapsed': elapsed,
-             'record': record, 'run_id': run_id}
+             'record': record, 'run_id': run_id, 'job': checkpoint.JOB}
     try:
+        folder.claim(out_dir)  # it may have been removed, and another run started in its place
         checkpoint.save(out_dir, state, names)
         unsaved = None
+    except ValueError as error:
+        give_up(iter_num, f'{error} after step {iter_num}, so that state is not saved')
     except OSError as error:
         unsaved = f'the state of step {iter_num} could not be saved in {out_dir} ({error})'
         warn(f'{unsaved}; training goes on, and the next save is tried as usual')
@@ -191,12 +200,12 @@ def save(*names):
 
 if rank == 0 and not eval_only:
     with explained(OSError, prefix='out_dir cannot be written: '):
-        os.makedirs(out_dir, exist_ok=True)
-        if init_from == 'resume':
-            checkpoint.cut_metrics(out_dir, iter_num if record is None else iter_num - 1)
+        folder.claim(out_dir)
+        if init_from == 'resume' or config['init_from'] == 'auto':
+            folder.cut_metrics(out_dir, iter_num if record is None else iter_num - 1)
         else:
-            checkpoint.set_aside(out_dir)
-        metrics = open(os.path.join(out_dir, 'metrics.jsonl'), 'a', encoding='utf-8', buffering=1)
+            folder.set_aside(out_dir)
+    metrics = folder.Metrics(out_dir)
     if wandb_log:
         import wandb
         with explained(wandb.errors.Error, prefix='wandb_log=True, but Weights & Biases refuses: '):
@@ -216,14 +225,7 @@ if compile:
     gpt.zero_grad(set_to_none=True)
 
 # ---- evaluation ----
-stop_signal, stop_asked = None, math.inf  # its number and time, once one has come
-
-
-def request_stop(number, frame):
-    global stop_signal, stop_asked
-    if number == signal.SIGINT and time.monotonic() - stop_asked > 1:
-        os._exit(128 + number)  # a second Ctrl-C; torchrun's echo of the first comes sooner
-    stop_signal, stop_asked = number, min(stop_asked, time.monotonic())
+stop = None  # what has asked the run to stop; until it listens, a signal just ends it
 
 
 @torch.no_grad()
@@ -233,7 +235,7 @@ def evaluate():
     losses = torch.zeros(2, eval_iters + 1, device=device)  # a column for each batch, and one for "asked to stop"
     for row, (stream, data) in enumerate((('eval-train', train_data), ('eval-val', val_data))):
         for k in tqdm(range(rank, eval_iters, world_size), stream, leave=False, disable=None if rank == 0 else True):
-            if stop_signal:
+            if stop and stop.number:
                 losses[:, -1] = 1
                 break
             x, y = data.batch(seed, stream, 0, k, batch_size, block_size, device)
@@ -259,8 +261,7 @@ print0(f'memory   {16 * parameters / 2**20:,.0f} MiB a device for weights, gradi
 
 # ---- training ----
 session_start, evaluation_seconds, stopping = time.perf_counter() - elapsed, 0.0, False
-for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, request_stop)
+stop = StopSignal()
 progress = tqdm(total=max_iters, initial=iter_num, unit='step', disable=None if rank == 0 else True)
 window = []  # seconds of each step since the last line
 while True:
@@ -280,10 +281,10 @@ while True:
         if evaluating:
             record |= {'train_loss': losses[0], 'val_loss': losses[1]}
             print0(f'step {iter_num}: train loss {losses[0]:.4f}, val loss {losses[1]:.4f}{", the best" * improved}')
-            if not math.isfinite(losses[1]):
-                raise UserError(f'the validation loss is {losses[1]} at step {iter_num}, so that state is not saved')
+            if not all(map(math.isfinite, losses)):
+                give_up(iter_num, f'the losses are {losses} after step {iter_num}, so that state is not saved')
         if record and rank == 0:
-            metrics.write(json.dumps({'step': iter_num, 'tokens': tokens_seen, **record, 'elapsed': elapsed}) + '\n')
+            metrics.write({'step': iter_num, 'tokens': tokens_seen, **record, 'elapsed': elapsed})
             if wandb_log:
                 wandb.log({'iter': iter_num, **record})
         record, best_val_loss = None, losses[1] if improved else best_val_loss
@@ -297,7 +298,7 @@ while True:
     lr = get_lr(iter_num)
     for group in optimizer.param_groups:
         group['lr'] = lr
-    summed = torch.zeros(2, device=device)  # over ranks: the loss, and how many were asked to stop
+    summed = torch.zeros(3, device=device)  # over ranks: the loss, how many were asked to stop, and are not finite
     for unit in units:
         micro_batch, part = divmod(unit, parts)
         x, y = train_data.batch(seed, 'train', iter_num, micro_batch, batch_size, block_size, device, part, parts)
@@ -310,17 +311,19 @@ while True:
         summed[0] += loss.detach() / world_size
     scaler.unscale_(optimizer)
     grad_norm = torch.nn.utils.clip_grad_norm_(gpt.parameters(), grad_clip or math.inf).item()
-    summed[1] += stop_signal is not None
-    loss, stops = process.sum(summed).tolist()
-    if not math.isfinite(loss) or not (math.isfinite(grad_norm) or scaler.is_enabled()):  # the scaler skips such a step
-        raise UserError(f'after step {iter_num} the loss is {loss} and the gradient norm {grad_norm}: stopped before '
-                        f'they reached the weights; resume from the last state in {out_dir} with a lower learning_rate')
-    scaler.step(optimizer)
-    scaler.update()
+    summed[1:] += torch.tensor([stop.number is not None, not math.isfinite(grad_norm)], device=device)
+    loss, stops, overflows = process.sum(summed).tolist()
+    skipped = overflows == world_size and scaler.get_scale() > 1  # float16 has overflowed: a lower scale will do
+    if not math.isfinite(loss) or (overflows and not skipped):
+        give_up(iter_num + 1, f'after step {iter_num} the loss is {loss} and the gradient norm {grad_norm}: stopped '
+                              'before they reached the weights')
+    if not skipped:
+        scaler.step(optimizer)
+    scaler.update(scaler.get_scale() / 2 if skipped else None)
     optimizer.zero_grad(set_to_none=True)
     iter_num += 1
     tokens_seen += tokens_per_step
-    stopping, record = stops > 0, {}
+    stopping, record = stops > 0, {'skipped': True} if skipped else {}
     window.append(time.perf_counter() - step_start)
     progress.update()
     if iter_num % log_interval == 0 or iter_num == 1:
@@ -328,8 +331,8 @@ while True:
         window.clear()
         mfu = gpt.estimate_mfu(gradient_accumulation_steps * batch_size / world_size, seconds)
         eta = (max_iters - iter_num) * (seconds + evaluation_seconds / eval_interval)
-        record = {'loss': loss, 'lr': lr, 'grad_norm': grad_norm if math.isfinite(grad_norm) else None,
-                  'ms_per_step': 1000 * seconds, 'tokens_per_s': tokens_per_step / seconds, 'mfu': mfu}
+        record |= {'loss': loss, 'lr': lr, 'grad_norm': None if skipped else grad_norm, 'ms_per_step': 1000 * seconds,
+                   'tokens_per_s': tokens_per_step / seconds, 'mfu': mfu}
         print0(f'step {iter_num}: loss {loss:.4f}, lr {lr:.2e}, norm {grad_norm:.2f}, {1000 * seconds:.1f} ms, '
                f'{tokens_per_step / seconds:,.0f} tokens/s, MFU {"n/a" if mfu is None else f"{mfu:.1%}"}, '
                f'ETA {timedelta(seconds=round(eta))}')
@@ -338,13 +341,12 @@ while True:
 progress.close()
 if wandb_log and rank == 0:
     wandb.finish()
-if unsaved:
-    raise UserError(unsaved)
+if unsaved or (rank == 0 and metrics.unwritten):
+    raise UserError(unsaved or f'the last lines of {metrics.path} could not be written')
 if stopping:
-    stop_signal = stop_signal or signal.SIGTERM  # it may have reached another rank
-    print0(f'stopped by {signal.Signals(stop_signal).name} at step {iter_num}'
-           + ': --init_from=resume goes on from there' * bool(iter_num))
-    leave(128 + stop_signal)
+    by = f' by {signal.Signals(stop.number).name}' * bool(stop.number)  # it may have reached another rank
+    print0(f'stopped{by} at step {iter_num}, nothing is lost: the same command with --init_from=auto goes on')
+    leave(RESUMABLE)
 print0(f'done: best validation loss {best_val_loss:.4f}, {timedelta(seconds=round(elapsed))} in all. Now try:\n'
        f'python sample.py --out_dir={out_dir}')
 leave(0)

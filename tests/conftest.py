@@ -3,6 +3,7 @@ import contextlib
 import io
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,6 +56,15 @@ def char_data(tmp_path_factory, text):
     return folder
 
 
+@pytest.fixture
+def named_data(char_data):
+    """The name of the same data set as a folder in data/, which is what a checkpoint may name."""
+    folder = ROOT / 'data' / f'test_{os.getpid()}'
+    shutil.copytree(char_data, folder)
+    yield folder.name
+    shutil.rmtree(folder)
+
+
 def run(script, *arguments, cwd=None, env=None, timeout=300, launcher=(), **keys):
     """Runs a script of the repository as `python train.py arguments --key=value` does; a finished process with its
     output as text. launcher: what stands between python and the script, e.g. ('-m', 'torch.distributed.run')."""
@@ -66,6 +76,7 @@ def run(script, *arguments, cwd=None, env=None, timeout=300, launcher=(), **keys
 
 def run_here(script, *arguments, **keys):
     """The same within this process, which saves the seconds that importing torch takes."""
+    import folder
     from runtime import UserError
     stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding='utf-8', write_through=True) for _ in range(2))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -81,6 +92,7 @@ def run_here(script, *arguments, **keys):
         stderr.write(f'error: {error}\n')
     finally:
         sys.argv = argv
+        folder._claims.clear()  # a process that ends lets go of its locks
         for number, handler in handlers.items():
             signal.signal(number, handler)
     texts = (stream.buffer.getvalue().decode('utf-8') for stream in (stdout, stderr))

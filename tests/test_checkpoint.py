@@ -1,5 +1,4 @@
 """An out_dir: saving without loss, loading without risk, and choosing what to continue."""
-import json
 import os
 import pickle
 from unittest.mock import Mock
@@ -11,6 +10,7 @@ import checkpoint
 from model import GPT, GPTConfig
 from runtime import UserError
 
+SCALER = torch.amp.GradScaler('cpu', enabled=False)
 ARGS = dict(block_size=8, vocab_size=16, n_layer=1, n_head=2, n_embd=8, dropout=0.0, bias=True)
 
 
@@ -119,7 +119,7 @@ def test_a_kill_between_two_renames_leaves_a_state_to_resume_and_one_to_sample(t
     replace, left = os.replace, iter(range(renames))
     with monkeypatch.context() as patch, pytest.raises(StopIteration):
         patch.setattr(os, 'replace', lambda *paths: (next(left), replace(*paths)))
-        patch.setattr(checkpoint, '_remove', lambda paths: None)  # nor does a kill clean up
+        patch.setattr(checkpoint, 'remove', lambda paths: None)  # nor does a kill clean up
         checkpoint.save(tmp_path, state(2), ['last', 'ckpt'])
     newest = 1 + (renames >= 2)
     assert checkpoint.load_to_resume(tmp_path)[0]['iter_num'] == newest
@@ -178,7 +178,7 @@ def test_a_checkpoint_of_nanogpt_is_read_and_goes_on_under_our_weight_decay_and_
     ours = GPT(GPTConfig(**ARGS))
     checkpoint.restore_model(ours, loaded, path)
     optimizer = ours.configure_optimizers(0.3, 0.1, (0.8, 0.7), 'cpu')
-    checkpoint.restore_optimizer(optimizer, loaded, path)
+    checkpoint.restore_optimizer(optimizer, SCALER, loaded, path)
     for group, decay in zip(their_optimizer.param_groups, (0.3, 0.0), strict=True):
         group.update(weight_decay=decay, lr=0.1, betas=(0.8, 0.7))
     step(ours, optimizer), step(theirs, their_optimizer)
@@ -215,10 +215,11 @@ def test_a_folder_without_a_checkpoint_is_refused_by_its_name(tmp_path):
 def test_state_of_another_model_is_refused(tmp_path):
     model, optimizer = trained()
     assert 'weights in a.pt' in problem(checkpoint.restore_model, model, {'model': {}}, 'a.pt')
-    small, moments = torch.ones(1), optimizer.state_dict()['state'][0]
-    for other in (None, {}, {'state': {0: {'momentum_buffer': small}}}, {'state': {99: moments}},
-                  {'state': {0: {'exp_avg': small, 'exp_avg_sq': small}}}):
-        assert 'state in a.pt' in problem(checkpoint.restore_optimizer, optimizer, {'optimizer': other}, 'a.pt')
+    small, moments = torch.ones(1), optimizer.state_dict()['state']
+    for other in (None, {}, {'state': {0: moments[0]}}, {'state': {i + 1: moments[i] for i in moments}},
+                  {'state': dict.fromkeys(moments, {'step': torch.tensor(1.), 'exp_avg': small, 'exp_avg_sq': small})},
+                  {'state': dict.fromkeys(moments, {'momentum_buffer': small})}, {'state': dict.fromkeys(moments)}):
+        assert 'state in a.pt' in problem(checkpoint.restore_optimizer, optimizer, SCALER, {'optimizer': other}, 'a.pt')
 
 
 def test_a_checkpoint_stripped_of_its_optimizer_lacks_nothing_else(tmp_path):
@@ -226,25 +227,5 @@ def test_a_checkpoint_stripped_of_its_optimizer_lacks_nothing_else(tmp_path):
     kept = {key: value for key, value in torch.load(tmp_path / 'last.pt').items() if key != 'optimizer'}
     torch.save(kept, tmp_path / 'last.pt')
     loaded, path = checkpoint.load_to_resume(str(tmp_path))
-    assert loaded['iter_num'] == 5 and path in problem(checkpoint.restore_optimizer, trained()[1], loaded, path)
-
-
-def test_a_run_in_the_way_is_set_aside_and_nothing_else(tmp_path, capsys):
-    checkpoint.set_aside(str(tmp_path))
-    assert capsys.readouterr().err == '' and not os.listdir(tmp_path)
-    for number, content, names in ('1', 'one', checkpoint.RUN), ('2', 'two', ['last.pt', 'metrics.jsonl']):
-        for name in *names, 'notes.txt':
-            (tmp_path / name).write_text(content)
-        checkpoint.set_aside(str(tmp_path))
-        assert str(tmp_path / 'replaced') in capsys.readouterr().err
-        assert sorted(os.listdir(tmp_path)) == ['notes.txt', 'replaced']
-        assert [path.read_text() for path in (tmp_path / 'replaced' / number).iterdir()] == [content] * len(names)
-
-
-@pytest.mark.parametrize('rest', ['', '{"step": 2', '{"step": 5, "loss": 0.', '\0\0\0\n', '[1]\n', '{"loss": 1}\n'])
-def test_metrics_are_cut_back_to_a_step_and_to_whole_lines(tmp_path, rest):
-    checkpoint.cut_metrics(str(tmp_path), 3)
-    lines = [json.dumps({'step': step, 'loss': 0.5}) + '\n' for step in (0, 1, 3, 4, 10)]
-    (tmp_path / 'metrics.jsonl').write_text(''.join(lines) + rest)
-    checkpoint.cut_metrics(str(tmp_path), 3)
-    assert (tmp_path / 'metrics.jsonl').read_text() == ''.join(lines[:3]) and len(os.listdir(tmp_path)) == 1
+    assert loaded['iter_num'] == 5
+    assert path in problem(checkpoint.restore_optimizer, trained()[1], SCALER, loaded, path)

@@ -60,13 +60,14 @@ def test_an_out_dir_that_cannot_be_written_is_refused_before_training(tmp_path, 
 def test_a_full_disk_is_warned_of_and_at_the_end_an_error(tmp_path, char_data):
     succeeded(train(tmp_path / 'out', dataset=char_data))
     good = (tmp_path / 'out' / 'last.pt').read_bytes()
-    keys = {**TINY, 'out_dir': tmp_path / 'out', 'init_from': 'resume', 'max_iters': 8, 'eval_interval': 1}
+    keys = {**TINY, 'dataset': char_data, 'out_dir': tmp_path / 'out', 'init_from': 'resume', 'max_iters': 8,
+            'eval_interval': 1}
     command = [sys.executable, ROOT / 'train.py', *[f'--{key}={value}' for key, value in keys.items()]]
     ended = subprocess.run(['bash', '-c', 'ulimit -f 50; exec "$@"', '-', *command], capture_output=True, text=True)
     assert 'error: the state of step 8 could not be saved' in refused(ended)
     assert 'warning: the state of step 7 could not be saved' in ended.stderr and 'step 8: train loss' in ended.stdout
     assert (tmp_path / 'out' / 'last.pt').read_bytes() == good
-    assert sorted(os.listdir(tmp_path / 'out')) == ['ckpt.pt', 'last.pt', 'metrics.jsonl']
+    assert sorted(os.listdir(tmp_path / 'out')) == ['.lock', 'ckpt.pt', 'last.pt', 'metrics.jsonl']
 
 
 def test_tokens_beyond_the_vocabulary_are_found_in_training(tmp_path, char_data):

@@ -1,0 +1,116 @@
+"""
+The folder of a run, its out_dir: who may write into it, its metrics.jsonl, and what becomes of a run that was there
+before.
+
+    .lock          held by the run that writes here
+    metrics.jsonl  one JSON object a step that was logged or evaluated
+    replaced/N/    the runs that were here before a new one started
+
+checkpoint.py owns the rest of what is in it.
+"""
+import contextlib
+import errno
+import itertools
+import json
+import os
+
+from filelock import FileLock, Timeout
+
+from runtime import UserError, warn
+
+CHECKPOINTS = ('ckpt.pt', 'ckpt.prev.pt', 'last.pt', 'last.prev.pt')
+TEMPORARY = ('.ckpt.pt.tmp', '.last.pt.tmp', '.metrics.jsonl.tmp')
+
+_claims = {}  # the lock of each out_dir that this process writes into, and its file's status: kept until the end
+
+
+def claim(out_dir):
+    """Makes out_dir, if missing, and makes it this process's own until it ends, however it ends.
+
+    Clears away the unfinished files of one that was killed. Called again, it sees to it that the folder still is the
+    claimed one. UserError if another run has it; OSError if it can't be written."""
+    os.makedirs(out_dir, exist_ok=True)
+    path = os.path.join(out_dir, '.lock')
+    if out_dir in _claims and os.path.exists(path) and os.path.samestat(os.stat(path), _claims[out_dir][1]):
+        return
+    lock = FileLock(path, fallback_to_soft=False)  # whose file outlives a kill, and would shut out the next start
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(f'another run is writing into {out_dir}: wait for its end, stop it, or choose another '
+                        '--out_dir') from None
+    except NotImplementedError:
+        warn(f'the disk of {out_dir} knows no locks: see to it that no other run writes there')
+    _claims[out_dir] = lock, os.stat(path)
+    remove(os.path.join(out_dir, name) for name in TEMPORARY)
+
+
+def set_aside(out_dir):
+    """Moves the run that an out_dir holds into the next out_dir/replaced/N, so that a new one can't mix with it."""
+    found = [name for name in (*CHECKPOINTS, 'metrics.jsonl') if os.path.exists(os.path.join(out_dir, name))]
+    if found:
+        numbers = (os.path.join(out_dir, 'replaced', str(n)) for n in itertools.count(1))
+        replaced = next(folder for folder in numbers if not os.path.exists(folder))
+        os.makedirs(replaced)
+        for name in found:
+            os.replace(os.path.join(out_dir, name), os.path.join(replaced, name))
+        warn(f'{out_dir} held another run, which is now in {replaced}')
+
+
+def remove(paths):
+    """Deletes those of the files that are there."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+
+
+def sync(path):
+    """Forces what has been written to a file, or done in a folder, to the disk."""
+    folder = os.path.isdir(path)
+    if folder and os.name != 'posix':
+        return  # there a folder can't be opened, and a rename is durable by itself
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Metrics:
+    """metrics.jsonl of an out_dir. It is opened for each line: the folder may vanish and come back during a run. Lines
+    that the disk refuses are kept, with one warning, and written with the next that it takes."""
+
+    def __init__(self, out_dir):
+        self.path, self.unwritten = os.path.join(out_dir, 'metrics.jsonl'), []
+
+    def write(self, entry):
+        """Appends a dict of plain finite values as one line."""
+        self.unwritten.append(json.dumps(entry, allow_nan=False) + '\n')
+        content = ''.join(self.unwritten).encode()
+        try:
+            with open(self.path, 'ab', buffering=0) as file:
+                end = file.tell()
+                if file.write(content) < len(content):  # the disk has filled up meanwhile
+                    file.truncate(end)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.unwritten.clear()
+        except OSError as error:
+            if len(self.unwritten) == 1:
+                warn(f'{self.path} cannot be written ({error.strerror}): its lines are kept, and tried again')
+
+
+def cut_metrics(out_dir, step):
+    """Drops from metrics.jsonl what it says of later steps than this one."""
+    path, temporary = os.path.join(out_dir, 'metrics.jsonl'), os.path.join(out_dir, '.metrics.jsonl.tmp')
+    if not os.path.exists(path):
+        return
+    kept = []
+    with open(path, encoding='utf-8', errors='replace') as file:
+        for line in file:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # it is no record: spoilt by a kill or a crash
+                if line.endswith('\n') and json.loads(line)['step'] <= step:
+                    kept.append(line)
+    with open(temporary, 'w', encoding='utf-8') as file:
+        file.writelines(kept)
+    sync(temporary)
+    os.replace(temporary, path)
