@@ -12,6 +12,7 @@ before it has been checked.
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -30,6 +31,7 @@ FORMAT_VERSION = 2  # 1 had another digest
 VERIFIED = ('model', 'optimizer')  # the parts that have a digest
 JOB = os.environ.get('TORCHELASTIC_RUN_ID', 'none').replace('none', '') or None  # torchrun's name for it, if it is one
 SHAPE = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size')  # what model_args must hold
+MOST_VALUES = 300_000  # in a checkpoint, where a tensor counts as one
 NEEDED = {'model': dict, 'model_args': dict, 'iter_num': int, 'config': dict}
 OPTIONAL = {'best_val_loss': (int, float), 'tokens_seen': int, 'elapsed': (int, float), 'scaler': dict, 'digest': dict,
             'tokenizer': dict, 'record': (dict, type(None)), 'run_id': str, 'job': (str, type(None))}
@@ -109,7 +111,7 @@ def _unfit(tree, finite):
     for name, leaf in _leaves(tree):
         if not isinstance(leaf, torch.Tensor):
             continue
-        if leaf.layout is not torch.strided or leaf.is_quantized or leaf.is_meta \
+        if leaf.layout is not torch.strided or leaf.is_quantized or leaf.is_meta or leaf.is_complex() \
                 or leaf.nbytes > leaf.untyped_storage().nbytes():
             return f'{name} is no array of numbers'
         # A sum is quick (0.05 s for GPT-2 124M with its moments, 1.4 s for isfinite); if it overflows, look closer.
@@ -139,11 +141,14 @@ def load(path, verified=VERIFIED):
     verified: the parts whose bytes are checked. UserError in one sentence if the file is missing, broken, unsafe or of
     another kind."""
     if not os.path.isfile(path):
-        raise UserError(f'{path} not found: train a model first, or name the folder of one with --out_dir')
+        wrong = 'is not a file' if os.path.exists(path) else 'not found'
+        raise UserError(f'{path} {wrong}: train a model first, or name the folder of one with --out_dir')
     try:
         _check_archive(path)
         # Mapped, what is not used (sampling needs no moments) is not read, and ranks share what they read.
         checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        if any(itertools.islice(_leaves(checkpoint), MOST_VALUES, None)):  # few bytes can name the same list many times
+            raise ValueError('it holds too many values')
         complaint = _even_out(checkpoint) or _unverified(checkpoint, path, verified)
     except Exception as error:  # a broken file can fail anywhere in unpickling, and is refused whatever it raises
         unsafe = re.search(r'[Uu]nsupported [^\n]*?(GLOBAL \S+|class \S+)', str(error))
@@ -157,12 +162,13 @@ def load(path, verified=VERIFIED):
 
 
 def _check_archive(path):
-    """Raises if the file is no zip archive as torch.save writes them, uncompressed, or if anything but its tensors does
-    not have the checksum that is stored with it."""
+    """Raises if the file is no zip archive as torch.save writes them, from its first byte on and uncompressed, or if
+    anything but its tensors does not have the checksum that is stored with it."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-        if sum(entry.file_size for entry in entries) > os.path.getsize(path):
-            raise zipfile.BadZipFile('it would unpack to more than its size')
+        if sum(entry.file_size for entry in entries) > os.path.getsize(path) or min(
+                entry.header_offset for entry in entries) or any(entry.compress_type for entry in entries):
+            raise zipfile.BadZipFile('torch would read something else from it')
         for entry in entries:
             if '/data/' not in entry.filename:
                 archive.read(entry)  # which checks
@@ -178,14 +184,19 @@ def _even_out(checkpoint):
     for key, kind in (NEEDED | OPTIONAL).items():
         if (key in checkpoint or key in NEEDED) and not isinstance(checkpoint.get(key), kind):
             return f'has no usable {key!r}: it is not the checkpoint of a training run'
-    if checkpoint['iter_num'] < 0 or math.isnan(checkpoint.get('best_val_loss', 0)):
-        return 'has a step below 0 or a best_val_loss that is no number'
+    if not (0 <= checkpoint['iter_num'] < 2**53 and 0 <= checkpoint.get('elapsed', 0) < 2**53) \
+            or math.isnan(checkpoint.get('best_val_loss', 0)):
+        return 'has a step, a time or a best_val_loss that cannot be'
     version, weights, args = checkpoint.get('format_version', 1), checkpoint['model'], checkpoint['model_args']
     if not isinstance(version, int) or version > FORMAT_VERSION:
         return f'has format version {version!r}, not {FORMAT_VERSION}: update the program'
     if missing := [key for key in SHAPE if key not in args]:
         return f'has no {" and ".join(missing)} in its model_args: it is not the checkpoint of a GPT'
-    json.dumps({key: value for key, value in checkpoint.items() if key not in VERIFIED})  # raises if they are not plain
+    batch = [checkpoint['config'].get(key, 0) for key in ('gradient_accumulation_steps', 'batch_size', 'block_size')]
+    if not all(type(size) is int for size in (*batch, *(args[key] for key in SHAPE if key != 'bias'))):
+        return 'has sizes that are no whole numbers'
+    json.dumps({key: value for key, value in checkpoint.items() if key not in (*VERIFIED, 'best_val_loss')},
+               allow_nan=False)  # raises if anything in them is not plain; no loss is known yet where the best is inf
     if unfit := _unfit({part: checkpoint.get(part) for part in VERIFIED}, finite=False):
         return f'is damaged: {unfit}'
     # A compiled model's names carry a prefix, and nanoGPT on torch 1 kept its attention masks.
@@ -197,7 +208,6 @@ def _even_out(checkpoint):
                                         for name, keys in sizes.items()):
         return 'holds weights that do not fit the model_args beside them'  # by which memory would be taken for a model
     args.setdefault('gelu', 'exact')  # nanoGPT's only form; ours always name theirs
-    batch = (checkpoint['config'].get(key, 0) for key in ('gradient_accumulation_steps', 'batch_size', 'block_size'))
     checkpoint['model'] = weights
     checkpoint.setdefault('tokens_seen', checkpoint['iter_num'] * math.prod(batch))
     return None
@@ -270,7 +280,7 @@ def data_set(checkpoint, path, given=None):
     """Name of the data set that a checkpoint was trained on. UserError if it leads out of data/, where whoever made the
     file may have put anything, unless it is the one that the user has given as well."""
     name = checkpoint['config'].get('dataset', given)
-    if name == given or isinstance(name, str) and re.fullmatch(r'\w[\w.-]*', name):
+    if name == given is not None or isinstance(name, str) and re.fullmatch(r'\w[\w.-]*', name):
         return name
     raise UserError(f'{path} was trained on the data set {str(name)[:200]!r}, which is not a folder in data/: if you '
                     'trust it, name it yourself with --dataset')
@@ -295,9 +305,8 @@ def restore_optimizer(optimizer, scaler, checkpoint, path):
     state = saved.get('state') if isinstance(saved, dict) else None
     shapes = [parameter.shape for group in optimizer.param_groups for parameter in group['params']]
     fits = isinstance(state, dict) and (not state or state.keys() == set(range(len(shapes)))) and all(
-        isinstance(moments, dict) and getattr(moments.get(name), 'shape', None) == shape
-        for i, moments in state.items()
-        for name, shape in (('step', torch.Size()), ('exp_avg', shapes[i]), ('exp_avg_sq', shapes[i])))
+        isinstance(moments, dict) and {name: getattr(value, 'shape', None) for name, value in moments.items()}
+        == {'step': torch.Size(), 'exp_avg': shapes[i], 'exp_avg_sq': shapes[i]} for i, moments in state.items())
     if not fits:
         raise UserError(f'the optimizer state in {path} is missing or of another model')
     optimizer.load_state_dict({'state': state, 'param_groups': groups})

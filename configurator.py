@@ -18,6 +18,7 @@ import inspect
 import io
 import os
 import re
+import signal
 import sys
 import tokenize
 from types import SimpleNamespace
@@ -116,7 +117,7 @@ def run_file(path, keys, values, wrong):
         code = compile(tree, path, 'exec')
         namespace = dict(values, __file__=path, __name__='config')
         exec(code, namespace)
-    except Exception as error:  # a config file is a program: anything can be wrong with it
+    except (Exception, SystemExit) as error:  # a config file is a program: anything can be wrong with it
         frames = inspect.getinnerframes(error.__traceback__)
         own = error.lineno if isinstance(error, SyntaxError) and error.filename == path else 0
         line = own or max((f.lineno for f in frames if f.filename == path), default=0)
@@ -160,6 +161,8 @@ def configure(namespace, arguments=None):
     Returns config, {key: value}, and given, the set of keys that a file or a flag has set. Exits with status 2 if
     anything is wrong, and with 0 after --help."""
     script, arguments = namespace['__file__'], sys.argv[1:] if arguments is None else arguments
+    if hasattr(sys.stdout, 'reconfigure'):  # a name that the terminal can't show must not end a run
+        sys.stdout.reconfigure(errors='backslashreplace')
     with open(script, encoding='utf-8') as file:
         source = file.read()
     keys = read_block(source, namespace)
@@ -196,6 +199,8 @@ def configure(namespace, arguments=None):
 
 
 def print_help(script, docstring, keys):
+    if hasattr(signal, 'SIGPIPE'):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it, without a traceback
     lines = [f'usage: python {os.path.basename(script)} [config file …] [--key=value …]\n', docstring.strip(), '']
     width = max(len(f'--{name}={key.default!r}') for name, key in keys.items())
     for name, key in keys.items():

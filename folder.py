@@ -21,6 +21,15 @@ from runtime import UserError, warn
 CHECKPOINTS = ('ckpt.pt', 'ckpt.prev.pt', 'last.pt', 'last.prev.pt')
 TEMPORARY = ('.ckpt.pt.tmp', '.last.pt.tmp', '.metrics.jsonl.tmp')
 
+
+def check_name(out_dir):
+    """UserError if this can't be the folder of a run."""
+    if not out_dir or '\0' in out_dir or out_dir != out_dir.encode(errors='ignore').decode():  # torch reads UTF-8 names
+        raise UserError(f'out_dir={out_dir!r} cannot be the name of a folder: --out_dir=. is the one where you are')
+    if os.path.exists(out_dir) and not os.path.isdir(out_dir):
+        raise UserError(f'out_dir={out_dir!r} is a file: name a folder')
+
+
 _claims = {}  # the lock of each out_dir that this process writes into, and its file's status: kept until the end
 
 

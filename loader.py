@@ -37,7 +37,7 @@ def read_meta(folder):
     if not os.path.exists(path):
         return _read_nanogpt_meta(folder)
     try:
-        with open(path, encoding='utf-8') as file:
+        with _open_file(path, encoding='utf-8') as file:
             meta = json.load(file)
         version = meta['format_version']
         dtype, vocab_size, tokenizer = (meta.get(key) for key in META_KEYS)
@@ -47,19 +47,25 @@ def read_meta(folder):
     if version != FORMAT_VERSION:
         raise UserError(f'{path} has format version {version!r}, this program reads {FORMAT_VERSION}: '
                         'update the program, or prepare the data set again')
-    if not (isinstance(dtype, str) and dtype in DTYPES and type(vocab_size) is int and vocab_size >= 1
-            and isinstance(tokenizer, dict) and isinstance(tokens, dict)):
-        raise UserError(f'{path} has dtype {str(dtype)[:99]!r}, vocab_size {str(vocab_size)[:99]}, a tokenizer of type '
-                        f'{type(tokenizer).__name__} and tokens of type {type(tokens).__name__}: prepare the data set '
-                        'again')
+    if not (isinstance(dtype, str) and dtype in DTYPES and type(vocab_size) is int
+            and 1 <= vocab_size <= 2 ** (8 * DTYPES[dtype].itemsize) and isinstance(tokenizer, dict)
+            and isinstance(tokens, dict) and all(type(count) is int and count >= 0 for count in tokens.values())):
+        raise UserError(f'{path} has dtype {str(dtype)[:99]!r}, vocab_size {str(vocab_size)[:99]!r}, tokenizer of type '
+                        f'{type(tokenizer).__name__} and tokens {str(tokens)[:99]!r}: prepare the data set again')
     return meta
 
 
-class _PlainUnpickler(pickle.Unpickler):
+def _open_file(path, *mode, **options):
+    if not os.path.isfile(path):
+        raise OSError('it is not a file')  # but a pipe, which would be waited for
+    return open(path, *mode, **options)
+
+
+class _PlainUnpickler(pickle._Unpickler):  # the one in C makes room for as many objects as a file claims to have
     """Admits dict, list, str, int and the like, which need no import, and nothing that could run code."""
 
     def find_class(self, module, name):
-        raise pickle.UnpicklingError(f'it wants to import {module}.{name}')
+        raise pickle.UnpicklingError(f'it wants to import {module!r}.{name!r}')
 
 
 def _read_nanogpt_meta(folder):
@@ -67,11 +73,12 @@ def _read_nanogpt_meta(folder):
     if not os.path.exists(path):  # what nanoGPT takes such a folder for
         return {'dtype': 'uint16', 'vocab_size': None, 'tokenizer': {'kind': 'gpt2'}, 'tokens': {}}
     try:
-        with open(path, 'rb') as file:
+        with _open_file(path, 'rb') as file:
             meta = _PlainUnpickler(io.BytesIO(file.read())).load()
-        itos = meta['itos']
+        itos, vocab_size = meta['itos'], meta['vocab_size']
         chars = [itos[i] for i in range(len(itos))]
-        vocab_size = int(meta['vocab_size'])
+        if vocab_size != len(chars) or not chars:
+            raise ValueError(f'it has a vocab_size of {str(vocab_size)[:99]!r} and {len(chars)} characters')
     except Exception as error:  # a hostile or broken pickle can raise anything; the file is refused either way
         raise UserError(f'{path} is not the vocabulary of a character data set ({error}): '
                         f'run python {os.path.join(folder, "prepare.py")} to write meta.json') from error
@@ -155,6 +162,13 @@ class TokenFile:
         if device.type == 'cuda':  # a pinned copy runs beside the kernels queued before it
             return x.pin_memory().to(device, non_blocking=True), y.pin_memory().to(device, non_blocking=True)
         return x.to(device), y.to(device)
+
+
+def open_data_set(folder, block_size):
+    """(meta, train, val): what read_meta says of a folder, and its two TokenFiles. UserError as theirs."""
+    meta = read_meta(folder)
+    return meta, *(TokenFile(os.path.join(folder, f'{split}.bin'), meta['dtype'], meta['vocab_size'], block_size,
+                             meta['tokens'].get(split)) for split in ('train', 'val'))
 
 
 def _other_format(head, dtype=None):

@@ -18,6 +18,9 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 GPT2_NAMES = ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')
+HUGGING_FACE_KEYS = ('n_layer', 'n_head', 'n_embd', 'n_positions', 'vocab_size', 'activation_function', 'n_inner',
+                     'layer_norm_epsilon', 'scale_attn_weights', 'scale_attn_by_inverse_layer_idx',
+                     'tie_word_embeddings')  # of a GPT-2's config.json: what decides its logits
 
 # Peak dense matrix FLOP/s in bfloat16 with float32 accumulation (float16 on T4 and V100, which have no bfloat16), from
 # the makers' data sheets. The first pattern found in the name that the device gives itself counts.
@@ -68,7 +71,8 @@ class GPTConfig:
 
     def __post_init__(self):
         sizes = ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd')
-        wrong = [f'{name}={getattr(self, name)} must be at least 1' for name in sizes if getattr(self, name) < 1]
+        wrong = [f'{name}={getattr(self, name)} must be at least 1 and below 2**31' for name in sizes
+                 if not 1 <= getattr(self, name) < 2 ** 31]
         if not wrong and self.n_embd % self.n_head:
             wrong.append(f'n_embd={self.n_embd} must be a multiple of n_head={self.n_head}')
         if not 0 <= self.dropout < 1:
@@ -219,15 +223,17 @@ class GPT(nn.Module):
             from transformers import GPT2Config, GPT2LMHeadModel  # takes seconds, so not for a mistake in the name
             logging.set_verbosity_error()  # or its retries without a network would stand before our sentence
             described, _ = GPT2Config.get_config_dict(model_type)
-            if described.get('model_type') != 'gpt2':
-                raise ValueError(f"its architecture is {described.get('model_type')!r}, not 'gpt2'")
-            source = GPT2Config.from_dict(described)
+            architecture = described.get('model_type') if isinstance(described, dict) else None
+            if architecture != 'gpt2':
+                raise ValueError(f"its architecture is {architecture!r}, not 'gpt2'")
+            # No other entry is believed: some make transformers fetch and run code.
+            source = GPT2Config(**{key: described[key] for key in HUGGING_FACE_KEYS if key in described})
             config = cls._config_from_hugging_face(source, overrides)
             theirs, loading = GPT2LMHeadModel.from_pretrained(model_type, config=source, dtype=torch.float32,
                                                               use_safetensors=True, output_loading_info=True)
             if loading['missing_keys']:
                 raise ValueError(f"its file lacks {len(loading['missing_keys'])} tensors of the model in its config")
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
+        except Exception as error:  # what a broken file or a missing network raises has no class in common
             reason = str(error).strip().split('\n')[0]
             raise ValueError(f'{model_type} cannot be loaded as a GPT-2 ({reason}): give {", ".join(GPT2_NAMES)}, the '
                              'hub id of a model of that architecture, or a directory with config.json and '
@@ -246,6 +252,7 @@ class GPT(nn.Module):
             ('scale_attn_weights', source.scale_attn_weights, source.scale_attn_weights),
             ('scale_attn_by_inverse_layer_idx', True, not source.scale_attn_by_inverse_layer_idx),
             ('tie_word_embeddings', False, source.tie_word_embeddings),
+            ('n_layer', source.n_layer, source.n_layer in range(1, 1001)),
         ) if not fine]
         if unlike:
             raise ValueError(f"its config differs from GPT-2's: {', '.join(unlike)}")
@@ -341,5 +348,5 @@ def _choose(logits, temperature, top_k, top_p, generator):
     probabilities = F.softmax(logits / temperature, dim=-1)
     if top_p is not None:
         before = probabilities.cumsum(dim=-1) - probabilities  # the first is always kept: nothing is before it
-        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
+        probabilities = probabilities.masked_fill((before >= top_p) & (before > 0), 0.0)
     return order.gather(1, torch.multinomial(probabilities, 1, generator=generator))

@@ -35,9 +35,21 @@ def end_with(sentences):
     while they wait here. One that has met a mistake alone is still there after the wait, and speaks."""
     sys.stdout.flush()
     if LOCAL_RANK:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(5)
     sys.stderr.write(''.join(f'error: {sentence}\n' for sentence in sentences))
     sys.exit(2)
+
+
+def sentence_for(error):
+    """The sentence for the user that an exception stands for, or None if it is a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return 'the GPU is out of memory: fewer or shorter sequences at a time, or a smaller model, need less'
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
+        return 'there is not enough memory: fewer or shorter sequences at a time, or a smaller model, need less'
+    return None
 
 
 def _explain_user_errors():
@@ -46,12 +58,13 @@ def _explain_user_errors():
     otherwise = sys.excepthook
 
     def hook(kind, error, traceback):
-        if issubclass(kind, UserError):
-            end_with([error])
-        if issubclass(kind, torch.OutOfMemoryError):
-            end_with(['the GPU is out of memory: fewer or shorter sequences at a time, or a smaller model, need less'])
+        if sentence := sentence_for(error):
+            end_with([sentence])
         if issubclass(kind, KeyboardInterrupt):
             sys.exit(128 + signal.SIGINT)
+        if dist.is_initialized() and 'gloo/transport' in str(error):
+            sys.stderr.write(f'error: rank {RANK} has lost another, which says why or was killed\n')
+            os._exit(1)  # as in leave()
         otherwise(kind, error, traceback)
 
     sys.excepthook = hook
@@ -67,6 +80,15 @@ def explained(*kinds, prefix=''):
         yield
     except kinds as error:
         raise UserError(f'{prefix}{error}') from error
+
+
+def complaints(check, *arguments):
+    """[the sentence with which the call is refused], or [] if it is not: for a script's problems()."""
+    try:
+        check(*arguments)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def warn(sentence):
@@ -263,6 +285,11 @@ class Process:
             dist.all_reduce(tensor)
         return tensor
 
+    def agree(self, number):
+        """Waits for the other ranks; whether all have given the same number."""
+        numbers = torch.tensor([number], device=self.device)
+        return self.sum(numbers).item() == self.world_size * number  # item() waits, which nccl's sum does not
+
 
 def set_up_process(device, backend):
     """Process of this rank: alone, or in the group that torchrun describes. backend serves CUDA; others take gloo."""
@@ -275,11 +302,15 @@ def set_up_process(device, backend):
         parsed = check_device(f'cuda:{LOCAL_RANK}')
         torch.cuda.set_device(parsed)
         backend = backend if dist.is_nccl_available() else 'gloo'  # Windows has no nccl
-        dist.init_process_group(backend, device_id=parsed if backend == 'nccl' else None)
     else:
-        dist.init_process_group('gloo')
+        backend = 'gloo'
+    store, rank, world_size = next(iter(dist.rendezvous('env://')))
+    # torchrun's store keeps the addresses of ranks that were killed, for which a restart could wait half an hour.
+    store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size,
+                            device_id=parsed if backend == 'nccl' else None)
     _explain_user_errors()  # init_process_group has put a hook of its own before ours
-    return Process(parsed, dist.get_rank(), LOCAL_RANK, dist.get_world_size())
+    return Process(parsed, rank, LOCAL_RANK, world_size)
 
 
 def leave(status):

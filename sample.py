@@ -21,8 +21,8 @@ import checkpoint
 from configurator import configure
 from loader import read_meta
 from model import GPT, GPTConfig
-from runtime import (UserError, check_device, compile_or_warn, default_device, device_name, explained, precision,
-                     set_up_math, warn)
+from runtime import (UserError, check_device, compile_or_warn, complaints, default_device, device_name, explained,
+                     precision, set_up_math, warn)
 from tokenizer import GPT2Tokenizer, load_tokenizer
 
 # ---- configuration ----
@@ -34,7 +34,7 @@ start = '\n'                        # the prompt; FILE:prompt.txt takes the text
 prompts = ''                        # a .jsonl file of many prompts, in place of start
 output = ''                         # the .jsonl file to write their completions to
 # Sampling
-num_samples = 10                    # >= 1 completions of each prompt
+num_samples = 10                    # [1, 1000000] completions of each prompt
 max_new_tokens = 500                # >= 0 tokens in a completion
 temperature = 0.8                   # >= 0; below 1 bolder, above 1 wilder, 0 the likeliest token always
 top_k: int | None = 200             # >= 0 likeliest tokens to choose from; 0 or None: all
@@ -49,6 +49,9 @@ compile = False                     # torch.compile, which takes a while to star
 def problems():
     if bool(prompts) != bool(output):
         yield 'prompts and output go together: --prompts=prompts.jsonl --output=completions.jsonl'
+    elif output and os.path.isdir(output):
+        yield f'output={output} is a folder: name a file'
+    yield from complaints(check_device, device)
 
 
 config, given = configure(globals())
@@ -56,12 +59,12 @@ config, given = configure(globals())
 
 def read_text(path):
     try:
-        with open(path, encoding='utf-8') as file:
+        with open(path, encoding='utf-8-sig') as file:  # a byte-order mark is no part of the text
             return file.read()
-    except OSError as error:
-        raise UserError(f'{path} cannot be read ({error.strerror})') from None
     except UnicodeDecodeError as error:
         raise UserError(f'{path} is not UTF-8 text (byte {error.start}): save it as UTF-8') from None
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path!r} cannot be read ({getattr(error, "strerror", error)})') from None
 
 
 def read_prompts(path):
@@ -71,7 +74,7 @@ def read_prompts(path):
         try:
             if line.strip():
                 found.append(json.loads(line)['prompt'] + '')
-        except (ValueError, KeyError, TypeError, IndexError):
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError):
             raise UserError(f'{path}, line {number}: expected a JSON object like {{"prompt": "text"}}') from None
         if found[-1:] == ['']:
             raise UserError(f'{path}, line {number}: the prompt is empty; give at least a newline, "\\n"')
@@ -104,7 +107,7 @@ if init_from == 'resume':
         warn(f"{path} names no tokenizer: taking the one of {data_dir}, kind {about['kind']!r}")
     tokenizer, origin = load_tokenizer(about), f"{path}, step {saved['iter_num']}"
 else:
-    with explained(ValueError):
+    with explained(ValueError, prefix=f'init_from={init_from}: '):
         model = GPT.from_pretrained(init_from)
     tokenizer, path = GPT2Tokenizer(), init_from
     origin = init_from
@@ -134,11 +137,13 @@ def complete(ids, number, show=None):
     return [tokenizer.decode(row) for row in torch.cat([context[:, :0], *new], dim=1).tolist()]
 
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the text, without a traceback
-sys.stdout.reconfigure(errors='replace')  # a terminal may not know every character
+for name in 'SIGINT', 'SIGPIPE':  # Ctrl-C ends the text, and so does `| head`, without a traceback
+    if hasattr(signal, name):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+sys.stdout.reconfigure(errors='replace')  # a terminal may not know every character of the text
 encoded = [tokenizer.encode(text) for text in texts]
 if prompts:
-    with explained(OSError, prefix='output cannot be written: '):
+    with explained(OSError, ValueError, prefix='output cannot be written: '):
         # backslashreplace: half a surrogate pair, which JSON allows and UTF-8 does not, stays an escape
         with open(output + '.tmp', 'w', encoding='utf-8', errors='backslashreplace') as file:
             for number, text in enumerate(tqdm(texts, 'prompts', disable=None)):

@@ -4,7 +4,6 @@ Trains a GPT, on one device or, started by torchrun, on many. Run any of these:
     python train.py config/train_shakespeare_char.py
     python train.py config/train_shakespeare_char.py --device=cpu --n_layer=2 --max_iters=500
     python train.py config/train_shakespeare_char.py --init_from=resume --max_iters=8000
-    python train.py config/train_gpt2.py --init_from=auto
     torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
 
 The README says how to run on several machines. --help explains every key.
@@ -17,6 +16,7 @@ import signal
 import time
 from dataclasses import asdict
 from datetime import timedelta
+from importlib.util import find_spec
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -27,8 +27,8 @@ import folder
 import loader
 from configurator import configure
 from model import GPT, GPTConfig
-from runtime import (RESUMABLE, StopSignal, UserError, compile_or_warn, default_device, device_name, explained, leave,
-                     precision, print0, seed_dropout, set_up_math, set_up_process, warn)
+from runtime import (RESUMABLE, StopSignal, UserError, check_device, compile_or_warn, complaints, default_device,
+                     device_name, explained, leave, precision, print0, seed_dropout, set_up_math, set_up_process, warn)
 
 # ---- configuration ----
 # Output
@@ -79,6 +79,10 @@ compile: bool | None = None         # torch.compile; None: on CUDA only
 def problems():  # between keys, on top of what their comments allow
     if n_head and n_embd % n_head:
         yield f'n_embd={n_embd} is not a multiple of n_head={n_head}'
+    if wandb_log and not find_spec('wandb'):
+        yield 'wandb_log=True needs the package: pip install wandb'
+    yield from complaints(check_device, device)
+    yield from complaints(folder.check_name, out_dir)
 
 
 config, given = configure(globals())
@@ -91,9 +95,8 @@ parts, units = process.share(gradient_accumulation_steps, batch_size)
 
 # ---- what to continue ----
 init_from, resumed, resumed_path = checkpoint.to_continue(out_dir, init_from)
-decided = {}  # what the checkpoint or a pretrained model decides in place of the flags
+decided, saved = {}, resumed.get('config', {})  # what the checkpoint or a pretrained model decides, not the flags
 if resumed:
-    saved = resumed['config']
     decided = {key: resumed['model_args'][key] for key in ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias')}
     decided['dataset'] = checkpoint.data_set(resumed, resumed_path, dataset)
     globals().update(decided)
@@ -109,12 +112,9 @@ data_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', data
 for first in (rank == 0, process.local_rank == 0):  # one process, then one on each machine that does not see its disk
     if prepare and first and dataset != 'openwebtext':
         loader.prepare(data_dir)
-    step = torch.tensor([resumed.get('iter_num', 0)], device=device)
-    if process.sum(step.clone()) != world_size * step:  # the others wait here
+    if not process.agree(resumed.get('iter_num', 0)):  # the others wait here
         raise UserError(f'the processes find different states in {out_dir}, which must be on a disk that all share')
-meta = loader.read_meta(data_dir)
-train_data, val_data = (loader.TokenFile(os.path.join(data_dir, f'{split}.bin'), meta['dtype'], meta['vocab_size'],
-                                         block_size, meta['tokens'].get(split)) for split in ('train', 'val'))
+meta, train_data, val_data = loader.open_data_set(data_dir, block_size)
 
 # ---- model ----
 if init_from == 'scratch':
@@ -128,7 +128,7 @@ elif init_from == 'resume':
         gpt = GPT(GPTConfig(**resumed['model_args'] | {'dropout': dropout}))
     checkpoint.restore_model(gpt, resumed, resumed_path)
 else:
-    with explained(ValueError, prefix=f'init_from={init_from}: '):
+    with explained(ValueError, prefix=f'init_from={init_from} is not scratch, resume or auto, and '):
         gpt = GPT.from_pretrained(init_from, {'dropout': dropout})
         gpt.crop_block_size(block_size)
     decided = {key: getattr(gpt.config, key) for key in ('n_layer', 'n_head', 'n_embd', 'bias')}
@@ -141,8 +141,8 @@ if (meta['vocab_size'] or 0) > gpt.config.vocab_size:
                     'they do not belong together')
 if resumed.get('tokenizer', meta['tokenizer']) != meta['tokenizer']:
     raise UserError(f'{data_dir} has been prepared with another vocabulary since {resumed_path} was saved')
-for data in train_data, val_data:
-    data.check_ids(meta['vocab_size'] or gpt.config.vocab_size)
+train_data.check_ids(meta['vocab_size'] or gpt.config.vocab_size)
+val_data.check_ids(train_data.vocab_size)
 gpt.to(device)
 
 # ---- optimizer ----
@@ -201,15 +201,15 @@ def save(*names):
 if rank == 0 and not eval_only:
     with explained(OSError, prefix='out_dir cannot be written: '):
         folder.claim(out_dir)
+        if wandb_log:
+            import wandb
+            with explained(wandb.errors.Error, prefix='wandb_log=True, but Weights & Biases refuses: '):
+                wandb.init(project=wandb_project, name=wandb_run_name, config=config, id=run_id, resume='allow')
         if init_from == 'resume' or config['init_from'] == 'auto':
             folder.cut_metrics(out_dir, iter_num if record is None else iter_num - 1)
         else:
             folder.set_aside(out_dir)
     metrics = folder.Metrics(out_dir)
-    if wandb_log:
-        import wandb
-        with explained(wandb.errors.Error, prefix='wandb_log=True, but Weights & Biases refuses: '):
-            wandb.init(project=wandb_project, name=wandb_run_name, config=config, id=run_id, resume='allow')
 
 # ---- distributed, compiled ----
 model = gpt  # gpt stays the bare model, whose names are the saved ones
@@ -225,7 +225,7 @@ if compile:
     gpt.zero_grad(set_to_none=True)
 
 # ---- evaluation ----
-stop = None  # what has asked the run to stop; until it listens, a signal just ends it
+stop = None  # the signal to stop, once the run listens to it
 
 
 @torch.no_grad()

@@ -77,8 +77,9 @@ def run(script, *arguments, cwd=None, env=None, timeout=300, launcher=(), **keys
 def run_here(script, *arguments, **keys):
     """The same within this process, which saves the seconds that importing torch takes."""
     import folder
-    from runtime import UserError
-    stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding='utf-8', write_through=True) for _ in range(2))
+    from runtime import sentence_for
+    stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding='utf-8', errors=errors, write_through=True)
+                      for errors in ('strict', 'backslashreplace'))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     argv, sys.argv = sys.argv, [script, *map(str, arguments), *(f'--{key}={value}' for key, value in keys.items())]
     status = 0
@@ -87,9 +88,11 @@ def run_here(script, *arguments, **keys):
             runpy.run_path(str(ROOT / script), run_name='__main__')
     except SystemExit as end:
         status = end.code
-    except UserError as error:
+    except Exception as error:
+        if not (sentence := sentence_for(error)):
+            raise
         status = 2
-        stderr.write(f'error: {error}\n')
+        stderr.write(f'error: {sentence}\n')
     finally:
         sys.argv = argv
         folder._claims.clear()  # a process that ends lets go of its locks

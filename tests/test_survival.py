@@ -1,24 +1,38 @@
 """What this repository promises of a run: whatever kills it, and whenever, it goes on as if nothing had happened."""
+import contextlib
+import errno
 import json
 import os
+import pty
 import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, refused, run, run_here, succeeded
+from test_distributed import STANDALONE as TWO_RANKS
+from test_distributed import same_curve
 from test_train import metrics
 
 import checkpoint
 import folder
+from runtime import RESUMABLE
 
 STEPS = 300
 NET = {**TINY, 'n_embd': 64, 'block_size': 32, 'dropout': 0.2, 'max_iters': STEPS, 'lr_decay_iters': STEPS,
        'eval_interval': 60}
 NEVER = 10**9
 pytestmark = pytest.mark.skipif(os.name != 'posix', reason='forks and kills as POSIX systems do')
+
+
+def command(keys):
+    return [sys.executable, str(ROOT / 'train.py'), *[f'--{key}={value}' for key, value in keys.items()]]
 
 
 class Forked:
@@ -80,20 +94,22 @@ def test_a_run_killed_anywhere_ends_as_an_undisturbed_one(forked, tmp_path, char
     out_dir, start, steps, in_saves = tmp_path / 'out', first, 0, 0
     for kill in range(kills):
         in_save, share = kill % 2 == 0, (STEPS - steps) // (kills + 1 - kill)  # of the steps that are left
-        when = dict(after=chance.uniform(0, window))
-        if in_save:
-            when = dict(save=chance.randint(1, max(1, share // interval)), at=chance.randint(1, operations + 1))
+        when = dict(save=chance.randint(1, max(1, share // interval)), at=chance.randint(1, operations + 1))
+        if STEPS - steps < 3 * interval:  # it must not end before its last kill
+            when['at'] = 1
+        if not in_save:  # or in one, if that is sooner
+            when['after'] = chance.uniform(0, window)
         assert forked.train({**keys, 'out_dir': out_dir, 'init_from': start}, **when) == -9, forked.log.read_text()
         if any((out_dir / name).exists() for name in folder.CHECKPOINTS):
             before, steps, start = steps, one_state(out_dir), later
             assert before <= steps < STEPS
-            if not in_save:  # it must not end before its last kill
-                window *= 1.3 if steps - before < share else 0.7
+            if not in_save:
+                window = min(3, window * (1.3 if steps - before < share else 0.7))
         in_saves += in_save
     assert in_saves >= 0.4 * kills and steps > 0
     assert forked.train({**keys, 'out_dir': out_dir, 'init_from': later}) == 0
     assert outcome(out_dir) == outcome(tmp_path / 'whole')
-    assert sorted(os.listdir(out_dir)) == sorted(os.listdir(tmp_path / 'whole'))
+    assert set(os.listdir(out_dir)) - {'replaced'} == set(os.listdir(tmp_path / 'whole'))  # starts before the first save
 
 
 SAVE_ONCE = """
@@ -125,3 +141,330 @@ def test_a_save_killed_at_any_of_its_operations_leaves_a_whole_state(forked, tmp
     for at in [*range(1, last - 20, stride), *range(last - 20, last + 1)]:  # the last of them put it in place
         step_after_a_kill(at)
     assert found[0] == 2 and found[1:] == sorted(found[1:]) and set(found) == {1, 2}
+
+
+# ---- a full disk, a folder that goes, a folder in use ----
+
+@pytest.mark.parametrize('number', ['ENOSPC', 'EIO', 'EROFS', 'EACCES', 'ESTALE'])
+def test_a_save_that_the_disk_refuses_is_warned_of_and_tried_again(tmp_path, char_data, monkeypatch, number):
+    out_dir, saved, calls, fsync = tmp_path / 'out', [], [], os.fsync
+
+    def refuse_the_second_save(descriptor):
+        calls.append(1)
+        if 4 <= len(calls) <= 6:  # a save syncs metrics.jsonl, its own file, and the folder
+            saved.append((out_dir / 'last.pt').read_bytes())
+            raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, 'fsync', refuse_the_second_save)
+    ended = run_here('train.py', **TINY | {'dataset': char_data, 'out_dir': out_dir, 'eval_interval': 1})
+    assert succeeded(ended).count('step 6: train loss') == 1
+    for step in 2, 3, 4:
+        assert f'the state of step {step} could not be saved in {out_dir} ([Errno' in ended.stderr
+    assert saved[0] == saved[1] == saved[2] and ended.stderr.count('warning') == 3
+    assert one_state(out_dir) == 6 and len(metrics(out_dir)) == 7
+
+
+def test_a_folder_removed_while_a_run_goes_on_is_made_anew_with_a_warning(tmp_path, char_data, monkeypatch):
+    out_dir, save = tmp_path / 'out', checkpoint.save
+
+    def save_and_lose(folder, state, names):
+        save(folder, state, names)
+        if state['iter_num'] == 2:
+            shutil.rmtree(folder)
+
+    monkeypatch.setattr(checkpoint, 'save', save_and_lose)
+    ended = run_here('train.py', **TINY | {'dataset': char_data, 'out_dir': out_dir, 'eval_interval': 2})
+    succeeded(ended)
+    assert 'metrics.jsonl cannot be written (No such file or directory)' in ended.stderr
+    assert one_state(out_dir) == 6 and [line['step'] for line in metrics(out_dir)] == [3, 4, 5, 6]
+
+
+def test_what_could_not_be_saved_or_written_at_the_end_is_an_error(tmp_path, char_data, monkeypatch):
+    keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'init_from': 'auto'}
+    full = Mock(side_effect=OSError(errno.ENOSPC, 'No space left on device'))
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, 'open', full, raising=False)
+        assert 'the last lines of' in refused(run_here('train.py', **keys))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'link', full), patch.setattr(shutil, 'copyfile', full)
+        assert 'the state of step 9 could not be saved' in refused(run_here('train.py', **keys | {'max_iters': 9}))
+    assert one_state(tmp_path / 'out') == 6
+
+
+def start(keys, until='step 1:'):
+    """A running train.py, which has printed a line that begins so."""
+    process = subprocess.Popen(command(keys), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith(until):
+            return process
+    raise AssertionError(process.communicate())
+
+
+def test_two_runs_do_not_share_a_folder_and_the_second_goes_on_when_the_first_is_dead(tmp_path, char_data):
+    keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'init_from': 'auto'}
+    first = start(keys | {'max_iters': 10**6, 'checkpoint_interval': 1})
+    first.stdout.readline()  # of step 2, which comes after the save of step 1
+    assert 'another run is writing into' in refused(run_here('train.py', **keys))
+    first.kill(), first.communicate()
+    reached = one_state(tmp_path / 'out')
+    succeeded(run_here('train.py', **keys | {'max_iters': reached + 2}))
+    assert [line['step'] for line in metrics(tmp_path / 'out')] == list(range(reached + 3))
+
+
+# ---- signals ----
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_the_step_saves_and_says_that_the_run_can_be_resumed(tmp_path, char_data, number):
+    keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'max_iters': 10**6}
+    process = start(keys)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == RESUMABLE == 75
+    reached = one_state(tmp_path / 'out')
+    assert number == signal.SIGHUP or f'stopped by {number.name} at step {reached}, nothing is lost' in said
+
+
+def test_a_run_whose_terminal_is_closed_saves_its_state(tmp_path, char_data):
+    keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'max_iters': 10**6}
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, command(keys))
+    while b'step 3:' not in os.read(terminal, 10**5):
+        pass
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == RESUMABLE
+    assert one_state(tmp_path / 'out') >= 3
+
+
+def test_a_run_that_nobody_listens_to_saves_its_state(tmp_path, char_data):
+    process = start(TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'max_iters': 10**6})
+    process.stdout.close()  # as `| head` does
+    assert process.wait(timeout=60) == RESUMABLE and one_state(tmp_path / 'out') >= 1
+    assert process.stderr.read() == ''
+    process.stderr.close()
+
+
+def test_a_second_ctrl_c_quits_at_once_and_the_run_can_still_be_resumed(tmp_path, char_data):
+    keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'checkpoint_interval': 1}
+    succeeded(run_here('train.py', **keys))
+    # One step of hours, in which the first is waiting for its end.
+    process = start({**keys, 'init_from': 'resume', 'max_iters': 9, 'gradient_accumulation_steps': 10**7}, 'memory')
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGINT and one_state(tmp_path / 'out') == 6
+
+
+def test_ctrl_c_before_the_first_step_leaves_no_traceback(tmp_path, char_data):
+    script = tmp_path / 'script.py'
+    script.write_text(f'import sys, time\nsys.path.insert(0, {str(ROOT)!r})\nimport runtime\n'
+                      'print("ready", flush=True)\ntime.sleep(60)\n')
+    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == 'ready\n'
+    process.send_signal(signal.SIGINT)
+    assert process.communicate() == ('', '') and process.returncode == 130
+
+
+# ---- ranks ----
+
+def ranks(agent):
+    """Process ids of the ranks that a torchrun has started."""
+    found = []
+    for status in Path('/proc').glob('[0-9]*/stat'):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if int(status.read_text().rpartition(')')[2].split()[1]) == agent.pid:
+                found.append(int(status.parent.name))
+    return sorted(found)
+
+
+@pytest.mark.skipif(not os.path.isdir('/proc'), reason='finds processes as Linux lists them')
+@pytest.mark.parametrize('kills', [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_job_whose_ranks_are_killed_goes_on_by_itself_and_ends_as_an_undisturbed_one(tmp_path, char_data, kills):
+    chance = random.Random(kills)
+    keys = NET | {'dataset': char_data, 'eval_interval': 100, 'checkpoint_interval': 10}
+    succeeded(run('train.py', launcher=TWO_RANKS, **keys, out_dir=tmp_path / 'whole'))
+    launcher = [sys.executable, *TWO_RANKS, '--max-restarts=20', *command(keys | {'out_dir': tmp_path / 'out'})[1:]]
+    log, seen = tmp_path / 'log', set()
+    with log.open('w') as output:
+        agent = subprocess.Popen(launcher, stdout=output, stderr=output)
+    for kill in range(kills):
+        before, deadline = log.read_text().count('\nstep '), time.monotonic() + 60  # no hang
+        while log.read_text().count('\nstep ') < before + chance.randint(1, 9):
+            assert agent.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.05)
+        seen.update(ranks(agent))
+        os.kill(ranks(agent)[kill % 2], signal.SIGKILL)
+    assert agent.wait(timeout=120) == 0, log.read_text()[-3000:]
+    said = log.read_text()
+    assert said.count('has lost another') == kills and said.count('resuming') <= kills and said.count('done: ') == 1
+    assert outcome(tmp_path / 'out') == outcome(tmp_path / 'whole')
+    for pid in seen:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_sigterm_to_torchrun_stops_all_ranks_at_one_step_and_a_restart_of_the_job_goes_on(tmp_path, char_data):
+    keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'init_from': 'auto'}
+    launcher = [sys.executable, *TWO_RANKS, *command(keys | {'max_iters': 10**6})[1:]]
+    agent = subprocess.Popen(launcher, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    for line in agent.stdout:
+        if line.startswith('step 3:'):
+            break
+    agent.terminate()
+    said, _ = agent.communicate(timeout=60)
+    reached = one_state(tmp_path / 'out')
+    assert f'stopped by SIGTERM at step {reached}' in said
+    succeeded(run('train.py', launcher=TWO_RANKS, **keys | {'max_iters': reached + 3}))
+    succeeded(run_here('train.py', **keys | {'out_dir': tmp_path / 'whole', 'max_iters': reached + 3}))
+    same_curve(tmp_path / 'out', tmp_path / 'whole')
+
+
+PATCHED = """
+import hashlib, os, runpy, sys
+sys.path.insert(0, {root!r})
+sys.argv = ['train.py', *sys.argv[1:]]
+rank = os.environ.get('RANK', '0')
+import torch, loader
+{patch}
+runpy.run_path({root!r} + '/train.py', run_name='__main__')
+"""
+HASH_BATCHES = """
+rows = {{}}
+def batch(self, seed, stream, step, micro_batch, *arguments, original=loader.TokenFile.batch):
+    x, y = original(self, seed, stream, step, micro_batch, *arguments)
+    if stream == 'train':
+        part, parts = (*arguments[3:], 0, 1)[:2]
+        with open({log!r} + rank, 'a') as file:
+            for number, row in enumerate(zip(x, y)):
+                digest = hashlib.sha256(torch.stack(row).numpy().tobytes()).hexdigest()
+                print(step, micro_batch, part + number * parts, digest, file=file)
+    return x, y
+loader.TokenFile.batch = batch
+"""
+
+
+def patched(tmp_path, patch, **names):
+    """A script that runs train.py with something in it replaced."""
+    script = tmp_path / 'patched.py'
+    script.write_text(PATCHED.format(root=str(ROOT), patch=patch.format(**names)))
+    return script
+
+
+@pytest.mark.slow
+def test_on_1_then_2_then_4_then_1_ranks_a_run_sees_the_same_batches_and_draws_the_same_curve(tmp_path, char_data):
+    keys = TINY | {'dataset': char_data, 'gradient_accumulation_steps': 4, 'eval_interval': 25, 'lr_decay_iters': 50,
+                   'init_from': 'auto'}
+    script = patched(tmp_path, HASH_BATCHES, log=str(tmp_path / 'changing'))
+    for world_size, end in (1, 12), (2, 25), (4, 38), (1, 50):
+        launcher = ('-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={world_size}')
+        succeeded(run(script, launcher=launcher, **keys | {'max_iters': end}, out_dir=tmp_path / 'changing_out'))
+    whole = patched(tmp_path, HASH_BATCHES, log=str(tmp_path / 'whole'))
+    succeeded(run(whole, **keys | {'max_iters': 50}, out_dir=tmp_path / 'whole_out'))
+    changing, one = (sorted(line for path in tmp_path.glob(f'{name}[0-9]') for line in path.read_text().splitlines())
+                     for name in ('changing', 'whole'))
+    assert changing == one and len(one) == 50 * 4 * TINY['batch_size']
+    same_curve(tmp_path / 'changing_out', tmp_path / 'whole_out')
+
+
+# ---- numbers that are not finite ----
+
+POISON = """
+calls = []
+def poisoned(parameters, limit, original=torch.nn.utils.clip_grad_norm_):
+    parameters = list(parameters)
+    calls.append(1)
+    if len(calls) in {calls} and rank in {ranks!r}:
+        parameters[3].grad[0] = float({value!r})
+    return original(parameters, limit)
+torch.nn.utils.clip_grad_norm_ = poisoned
+"""
+
+
+def poisoned(tmp_path, char_data, launcher=(), calls=(4,), ranks='0', value='nan', **keys):
+    """(finished process, out_dir) of a run in which some gradients are replaced by a value."""
+    script = patched(tmp_path, POISON, calls=calls, ranks=ranks, value=value)
+    keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'checkpoint_interval': 1} | keys
+    return run(script, launcher=launcher, **keys), tmp_path / 'out'
+
+
+@pytest.mark.parametrize('value', ['nan', 'inf'])
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights(tmp_path, char_data, value):
+    ended, out_dir = poisoned(tmp_path, char_data, value=value)
+    assert 'after step 3 the loss is' in refused(ended) and f'gradient norm {value}' in refused(ended)
+    assert one_state(out_dir) == 3
+    assert metrics(out_dir)[-1]['step'] == 4 and 'gradient norm' in metrics(out_dir)[-1]['error']
+    succeeded(run_here('train.py', **TINY | {'dataset': char_data, 'out_dir': out_dir, 'init_from': 'resume'}))
+    assert [line['step'] for line in metrics(out_dir) if 'error' not in line] == list(range(7)) == [*range(7)]
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+def test_a_gradient_that_is_not_finite_on_one_rank_alone_stops_all(tmp_path, char_data, dtype):
+    ended, out_dir = poisoned(tmp_path, char_data, TWO_RANKS, ranks='1', dtype=dtype)
+    assert ended.returncode and ended.stderr.count('error: after step 3 the loss is') == 1
+    assert one_state(out_dir) == 3 and 'error' in metrics(out_dir)[-1]
+
+
+def test_float16_skips_a_step_that_overflows_on_all_ranks_together_and_logs_it(tmp_path, char_data):
+    keys = dict(dtype='float16', ranks='01', calls=(2, 4), log_interval=5, max_iters=6)
+    ended, out_dir = poisoned(tmp_path, char_data, TWO_RANKS, value='inf', **keys)
+    succeeded(ended)
+    lines = {line['step']: line for line in metrics(out_dir)}
+    assert lines[2]['skipped'] is lines[4]['skipped'] is True and not any('skipped' in lines[step] for step in (1, 5))
+    last = torch.load(out_dir / 'last.pt', weights_only=True)
+    assert last['scaler']['scale'] == 2.0 ** 14 and last['optimizer']['state'][0]['step'] == 4
+    (tmp_path / 'alone').mkdir()
+    alone, out_dir = poisoned(tmp_path / 'alone', char_data, **{**keys, 'ranks': '0'}, value='inf')
+    succeeded(alone)
+    same_curve(out_dir, tmp_path / 'out')
+
+
+def test_float16_that_overflows_at_every_scale_stops(tmp_path, char_data):
+    ended, out_dir = poisoned(tmp_path, char_data, dtype='float16', calls=range(1, 99), value='inf', max_iters=30)
+    assert 'gradient norm inf' in refused(ended)
+    assert len(metrics(out_dir)) == 1 + 16 + 1 and one_state(out_dir) == 16  # from a scale of 2^16 to 1
+
+
+@pytest.mark.parametrize('names', [('train',), ('val',)])
+def test_a_loss_that_is_not_finite_is_not_saved(tmp_path, char_data, monkeypatch, names):
+    import torch.nn.functional as F
+    calls, cross_entropy = [], F.cross_entropy
+
+    def poisoned_loss(*arguments, **keys):
+        calls.append(1)
+        evaluated = 4 + 3 * 2 + (1 if names == ('train',) else 3)  # two evaluations of 2 + 2 batches, 3 steps of 2
+        return cross_entropy(*arguments, **keys) * (float('nan') if len(calls) == evaluated else 1)
+
+    monkeypatch.setattr(F, 'cross_entropy', poisoned_loss)
+    ended = run_here('train.py', **TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'eval_interval': 3,
+                                           'checkpoint_interval': 2})
+    assert 'that state is not saved' in refused(ended) and one_state(tmp_path / 'out') == 2
+    assert 'error' in metrics(tmp_path / 'out')[-1]
+
+
+def test_weights_that_an_update_has_spoilt_are_not_saved(tmp_path, char_data):
+    keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'checkpoint_interval': 1, 'learning_rate': 1e38,
+                   'decay_lr': False, 'min_lr': 0}
+    assert 'model.transformer' in refused(run_here('train.py', **keys | {'weight_decay': 1e3}))
+    assert not any((tmp_path / 'out' / name).exists() for name in folder.CHECKPOINTS)
+
+
+# ---- a long run ----
+
+@pytest.mark.slow
+def test_a_run_of_5000_steps_keeps_its_memory_and_its_number_of_files(tmp_path, char_data):
+    keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'max_iters': 5000, 'lr_decay_iters': 5000,
+                   'eval_interval': 250, 'checkpoint_interval': 50, 'log_interval': 10}
+    process, used = start(keys), {}
+    for line in process.stdout:
+        if line.startswith('step ') and (step := int(line[5:].partition(':')[0])) % 500 == 0:
+            with contextlib.suppress(OSError):
+                pages = int(Path(f'/proc/{process.pid}/statm').read_text(encoding='utf-8').split()[1])
+                used[step] = pages, len(os.listdir(f'/proc/{process.pid}/fd')), len(os.listdir(tmp_path / 'out'))
+    assert process.wait() == 0 and len(used) > 8
+    pages, descriptors, files = zip(*(used[step] for step in sorted(used)), strict=True)
+    assert max(pages[2:]) < 1.02 * pages[1], used
+    assert len(set(descriptors)) == len(set(files[1:])) == 1, used  # last.prev.pt comes with the second save
