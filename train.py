@@ -81,8 +81,7 @@ def problems():  # between keys, on top of what their comments allow
         yield f'n_embd={n_embd} is not a multiple of n_head={n_head}'
     if wandb_log and not find_spec('wandb'):
         yield 'wandb_log=True needs the package: pip install wandb'
-    yield from complaints(check_device, device)
-    yield from complaints(folder.check_name, out_dir)
+    yield from complaints(check_device, device) + complaints(folder.check_name, out_dir)
 
 
 config, given = configure(globals())
@@ -118,9 +117,8 @@ meta, train_data, val_data = loader.open_data_set(data_dir, block_size)
 
 # ---- model ----
 if init_from == 'scratch':
-    vocab_size = meta['vocab_size']
-    if vocab_size in (None, loader.GPT2_VOCAB_SIZE):  # a data set that says nothing is taken for GPT-2's tokens
-        vocab_size = GPTConfig.vocab_size  # rounder, and faster
+    # A data set that says nothing is taken for GPT-2's tokens, and those get a rounder, faster vocabulary.
+    vocab_size = GPTConfig.vocab_size if meta['vocab_size'] in (None, loader.GPT2_VOCAB_SIZE) else meta['vocab_size']
     with explained(ValueError):
         gpt = GPT(GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, bias))
 elif init_from == 'resume':

@@ -128,6 +128,20 @@ def test_a_kill_between_two_renames_leaves_a_state_to_resume_and_one_to_sample(t
     assert steps(tmp_path) == {'ckpt.pt': 3, 'ckpt.prev.pt': 1, 'last.pt': 3, 'last.prev.pt': newest}
 
 
+def test_a_save_goes_without_the_oldest_only_if_this_process_has_written_the_one_after_it(tmp_path, monkeypatch):
+    save(tmp_path, last=1), save(tmp_path, last=2)
+    for written, left in (True, {'last.pt'}), (False, {'last.pt', 'last.prev.pt'}):
+        save(tmp_path, last=3)
+        if not written:  # by another, and broken meanwhile: the oldest is all there is
+            checkpoint._written.clear()
+            damage(tmp_path / 'last.pt', 'model')
+        with monkeypatch.context() as patch, pytest.raises(OSError):
+            patch.setattr(os, 'fsync', Mock(side_effect=OSError))
+            save(tmp_path, last=4)
+        assert set(os.listdir(tmp_path)) == left
+    assert checkpoint.load_to_resume(str(tmp_path))[0]['iter_num'] == 3
+
+
 def test_what_a_kill_has_left_does_not_spoil_the_next_save(tmp_path):
     save(tmp_path, last=1)
     for name in 'ckpt', 'last':

@@ -3,6 +3,8 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from conftest import ROOT, TINY, refused, run_here, succeeded
@@ -54,6 +56,17 @@ def test_an_out_dir_that_cannot_be_written_is_refused_before_training(tmp_path, 
     (tmp_path / 'file').write_text('')
     ended = train(tmp_path / 'file' / 'out', dataset=char_data)
     assert 'out_dir cannot be written' in refused(ended) and 'step 0' not in ended.stdout
+
+
+def test_where_wandb_refuses_the_run_in_the_way_stays(tmp_path, char_data, monkeypatch):
+    succeeded(train(tmp_path / 'out', dataset=char_data))
+    before = sorted(os.listdir(tmp_path / 'out'))
+    wandb = ModuleType('wandb')
+    wandb.__spec__, wandb.errors = ModuleSpec('wandb', None), SimpleNamespace(Error=KeyError)
+    wandb.init = lambda **keys: {}['no such project']
+    monkeypatch.setitem(sys.modules, 'wandb', wandb)
+    assert 'Weights & Biases refuses' in refused(train(tmp_path / 'out', dataset=char_data, wandb_log=True))
+    assert sorted(os.listdir(tmp_path / 'out')) == before
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='limits the size of files as POSIX systems can')

@@ -109,7 +109,7 @@ def test_a_run_killed_anywhere_ends_as_an_undisturbed_one(forked, tmp_path, char
     assert in_saves >= 0.4 * kills and steps > 0
     assert forked.train({**keys, 'out_dir': out_dir, 'init_from': later}) == 0
     assert outcome(out_dir) == outcome(tmp_path / 'whole')
-    assert set(os.listdir(out_dir)) - {'replaced'} == set(os.listdir(tmp_path / 'whole'))  # starts before the first save
+    assert set(os.listdir(out_dir)) - {'replaced'} == set(os.listdir(tmp_path / 'whole'))  # starts without a save
 
 
 SAVE_ONCE = """
@@ -368,6 +368,16 @@ def test_on_1_then_2_then_4_then_1_ranks_a_run_sees_the_same_batches_and_draws_t
                      for name in ('changing', 'whole'))
     assert changing == one and len(one) == 50 * 4 * TINY['batch_size']
     same_curve(tmp_path / 'changing_out', tmp_path / 'whole_out')
+
+
+def test_ranks_that_see_different_runs_in_out_dir_do_not_start(tmp_path, char_data):
+    keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'init_from': 'auto'}
+    succeeded(run_here('train.py', **keys))
+    before = outcome(tmp_path / 'out')
+    script = patched(tmp_path, "if rank == '1': sys.argv.append('--out_dir={other}')", other=tmp_path / 'elsewhere')
+    ended = run(script, launcher=TWO_RANKS, **keys | {'max_iters': 8})
+    assert ended.returncode and 'error: the processes find different states in' in ended.stderr
+    assert outcome(tmp_path / 'out') == before and not (tmp_path / 'elsewhere').exists()
 
 
 # ---- numbers that are not finite ----
