@@ -9,6 +9,7 @@ A checkpoint is a torch.save of a dict with nanoGPT's six keys (model, optimizer
 config) and ours; nanoGPT's own files are read as they are. It is read as data only, and nothing in it is believed
 before it has been checked.
 """
+import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -29,12 +30,18 @@ from runtime import UserError, warn
 
 FORMAT_VERSION = 2  # 1 had another digest
 VERIFIED = ('model', 'optimizer')  # the parts that have a digest
-JOB = os.environ.get('TORCHELASTIC_RUN_ID', 'none').replace('none', '') or None  # torchrun's name for it, if it is one
+JOB = os.environ.get('TORCHELASTIC_RUN_ID')  # torchrun's name for the job, unless it is none
+JOB = None if JOB == 'none' else JOB
 SHAPE = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size')  # what model_args must hold
 MOST_VALUES = 300_000  # in a checkpoint, where a tensor counts as one
 NEEDED = {'model': dict, 'model_args': dict, 'iter_num': int, 'config': dict}
 OPTIONAL = {'best_val_loss': (int, float), 'tokens_seen': int, 'elapsed': (int, float), 'scaler': dict, 'digest': dict,
             'tokenizer': dict, 'record': (dict, type(None)), 'run_id': str, 'job': (str, type(None))}
+UNREADABLE = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM)
+
+
+class Unreadable(UserError):
+    """A file that may be whole, but can't be read now: no reason to go on from an older one."""
 
 
 # ---- saving ----
@@ -103,8 +110,8 @@ def _tensor_digest(tensor):
 
 
 def _leaves(tree, name=''):
-    """(dotted name, value) of each value in nested dicts and lists."""
-    if isinstance(tree, (dict, list, tuple)):
+    """(dotted name, value) of each value in nested dicts and lists, of which empty ones count as values."""
+    if isinstance(tree, (dict, list, tuple)) and tree:
         for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
             yield from _leaves(value, f'{name}.{key}' if name else str(key))
     else:
@@ -159,8 +166,8 @@ def load(path, verified=VERIFIED):
     except Exception as error:  # a broken file can fail anywhere in unpickling, and is refused whatever it raises
         unsafe = re.search(r'[Uu]nsupported [^\n]*?(GLOBAL \S+|class \S+)', str(error))
         reason = f'it asks to run {unsafe[1]}' if unsafe else 'it is cut short, altered, or not a file of torch.save'
-        if isinstance(error, PermissionError):
-            reason = error.strerror
+        if isinstance(error, MemoryError) or getattr(error, 'errno', None) in UNREADABLE:
+            raise Unreadable(f'{path} cannot be read now ({error}): try again') from error
         raise UserError(f'{path} is not a checkpoint that can be read safely ({reason})') from error
     if complaint:
         raise UserError(f'{path} {complaint}')
@@ -232,7 +239,8 @@ def _unverified(checkpoint, path, verified):
         return 'is damaged: its checksums do not match' if parts and archive.testzip() else None
 
 
-def _present(out_dir, names=CHECKPOINTS):
+def present(out_dir, names=CHECKPOINTS):
+    """Paths of the checkpoints in a folder."""
     return [path for name in names if os.path.exists(path := os.path.join(out_dir, name))]
 
 
@@ -242,6 +250,8 @@ def _first_that_loads(paths, out_dir, verified=VERIFIED):
     for path in paths:
         try:
             checkpoint = load(path, verified)
+        except Unreadable:
+            raise
         except UserError as error:
             refusals.append(str(error))
             continue
@@ -254,7 +264,7 @@ def _first_that_loads(paths, out_dir, verified=VERIFIED):
 
 def load_to_sample(out_dir):
     """(checkpoint, path) of ckpt.pt, else of what stands in for it; only the weights are verified."""
-    return _first_that_loads(_present(out_dir), out_dir, ('model',))
+    return _first_that_loads(present(out_dir), out_dir, ('model',))
 
 
 def load_to_resume(out_dir):
@@ -265,21 +275,26 @@ def load_to_resume(out_dir):
         except UserError:  # to be warned of, where something newer can be missed by it
             return math.inf if path.endswith('.prev.pt') else -math.inf
 
-    paths = _present(out_dir, ('last.pt', 'ckpt.pt', 'last.prev.pt', 'ckpt.prev.pt'))
+    paths = present(out_dir, ('last.pt', 'ckpt.pt', 'last.prev.pt', 'ckpt.prev.pt'))
     return _first_that_loads(sorted(paths, key=steps_to_go), out_dir)
 
 
-def to_continue(out_dir, init_from):
+def to_continue(out_dir, init_from, restarted):
     """(init_from, checkpoint, path) with which a run starts; the checkpoint is {} where nothing is resumed.
 
     'auto' is 'resume' if out_dir holds a run, and 'scratch' if not. A job that torchrun has restarted (--max-restarts)
     continues what it has saved, whatever it first started from."""
-    restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0 and JOB
-    if init_from == 'resume' or (init_from == 'auto' or restarted) and _present(out_dir):
+    if init_from == 'resume' or (init_from == 'auto' or restarted and JOB) and present(out_dir):
         checkpoint, path = load_to_resume(out_dir)
         if init_from in ('resume', 'auto') or checkpoint.get('job') == JOB:
             return 'resume', checkpoint, path
     return 'scratch' if init_from == 'auto' else init_from, {}, None
+
+
+def fingerprint(checkpoint):
+    """24 bits by which processes find out whether they have loaded the same state."""
+    state = repr([checkpoint.get(key) for key in ('iter_num', 'digest')])
+    return int(hashlib.sha256(state.encode()).hexdigest()[:6], 16)
 
 
 def data_set(checkpoint, path, given=None):

@@ -16,7 +16,7 @@ import os
 
 from filelock import FileLock, Timeout
 
-from runtime import UserError, warn
+from runtime import UserError, explained, warn
 
 CHECKPOINTS = ('ckpt.pt', 'ckpt.prev.pt', 'last.pt', 'last.prev.pt')
 TEMPORARY = ('.ckpt.pt.tmp', '.last.pt.tmp', '.metrics.jsonl.tmp')
@@ -48,10 +48,25 @@ def claim(out_dir):
     except Timeout:
         raise UserError(f'another run is writing into {out_dir}: wait for its end, stop it, or choose another '
                         '--out_dir') from None
-    except NotImplementedError:
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
         warn(f'the disk of {out_dir} knows no locks: see to it that no other run writes there')
     _claims[out_dir] = lock, os.stat(path)
     remove(os.path.join(out_dir, name) for name in TEMPORARY)
+
+
+def enter(out_dir):
+    """claim() for the start of a run, where a folder that can't be written is the user's mistake."""
+    with explained(OSError, prefix='out_dir cannot be written: '):
+        claim(out_dir)
+
+
+def begin(out_dir, step):
+    """Metrics of a run that goes on in out_dir after this step; None: of a new one, for which it makes room."""
+    with explained(OSError, prefix='out_dir cannot be written: '):
+        set_aside(out_dir) if step is None else cut_metrics(out_dir, step)
+    return Metrics(out_dir)
 
 
 def set_aside(out_dir):
@@ -81,6 +96,9 @@ def sync(path):
     descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not folder or error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # some network disks sync no folders
+            raise
     finally:
         os.close(descriptor)
 
@@ -105,7 +123,7 @@ class Metrics:
             self.unwritten.clear()
         except OSError as error:
             if len(self.unwritten) == 1:
-                warn(f'{self.path} cannot be written ({error.strerror}): its lines are kept, and tried again')
+                warn(f'{self.path} cannot be written ({error.strerror}): its lines are kept until there is room')
 
 
 def cut_metrics(out_dir, step):

@@ -11,12 +11,14 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
 RESUMABLE = 75  # exit status of a run that a signal has stopped and that has saved all (EX_TEMPFAIL in sysexits.h)
+RESTARTS = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))  # by torchrun, after a rank of this machine has died
 HANGUP = getattr(signal, 'SIGHUP', None)  # Windows has none
 RANK, LOCAL_RANK = int(os.environ.get('RANK', 0)), int(os.environ.get('LOCAL_RANK', 0))  # torchrun sets them
 
@@ -94,32 +96,30 @@ def complaints(check, *arguments):
 def warn(sentence):
     """One line on stderr, from the first rank alone."""
     if RANK == 0:
-        _say(lambda: print(f'warning: {sentence}', file=sys.stderr, flush=True))
+        _say(2, lambda: print(f'warning: {sentence}', file=sys.stderr, flush=True))
 
 
 def print0(line):
     """Prints from the first rank alone, at once, and above a progress bar if there is one."""
     if RANK == 0:
-        _say(lambda: (tqdm.write(line), sys.stdout.flush()))
+        _say(1, lambda: (tqdm.write(line), sys.stdout.flush()))
 
 
-def _say(write):
-    """A line that finds no reader (`| head`) asks the process to stop, and one that finds no room on the disk is left
-    out: neither may end a run before it has saved its state."""
+def _say(stream, write):
+    """Calls write, which writes to this stream (1 or 2). A line that finds no reader (`| head`) asks the process to
+    stop, and one that finds no room on the disk is left out: neither may end a run before it has saved its state."""
     try:
         write()
     except BrokenPipeError:
-        _silence()
+        _silence(stream)
         signal.raise_signal(signal.SIGTERM)
     except OSError:
         pass  # what is on the disk that is full: metrics.jsonl has it as soon as there is room
 
 
-def _silence():
-    """Leads stdout and stderr into nothing, where what they led to is no longer there."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(nowhere, stream)
+def _silence(stream):
+    """Leads a stream into nothing, where what it led to is no longer there."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 class StopSignal:
@@ -136,8 +136,9 @@ class StopSignal:
     def _note(self, number, frame):
         if number == signal.SIGINT and time.monotonic() - self.asked > 1:  # torchrun's echo of the first comes sooner
             os._exit(128 + number)
-        if number == HANGUP:
-            _silence()
+        for stream in (1, 2) if number == HANGUP else ():
+            if os.isatty(stream):
+                _silence(stream)
         self.number, self.asked = number, min(self.asked, time.monotonic())
 
 
@@ -285,10 +286,18 @@ class Process:
             dist.all_reduce(tensor)
         return tensor
 
+    def total(self, *numbers):
+        """Sums of small whole numbers over all ranks, as a list of int, for which this rank has waited."""
+        return self.sum(torch.tensor(numbers, device=self.device)).tolist()
+
     def agree(self, number):
-        """Waits for the other ranks; whether all have given the same number."""
-        numbers = torch.tensor([number], device=self.device)
-        return self.sum(numbers).item() == self.world_size * number  # item() waits, which nccl's sum does not
+        """Whether all ranks have given the same number, of at most 24 bits: then its variance is 0."""
+        total, squares = self.total(number, number * number)
+        return total == self.world_size * number and squares == self.world_size * number * number
+
+    def restarted(self):
+        """Whether torchrun has started any rank of this job before."""
+        return self.total(RESTARTS)[0] > 0
 
 
 def set_up_process(device, backend):
@@ -304,9 +313,11 @@ def set_up_process(device, backend):
         backend = backend if dist.is_nccl_available() else 'gloo'  # Windows has no nccl
     else:
         backend = 'gloo'
-    store, rank, world_size = next(iter(dist.rendezvous('env://')))
-    # torchrun's store keeps the addresses of ranks that were killed, for which a restart could wait half an hour.
-    store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+    store, rank, world_size = next(iter(dist.rendezvous('env://', timeout=timedelta(minutes=30))))
+    if os.environ.get('GROUP_WORLD_SIZE') == '1':
+        # torchrun's store keeps the addresses of ranks that were killed, for which a restart could wait half an hour.
+        # Several machines do not count restarts alike: there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes a new store.
+        store = dist.PrefixStore(f'restart {RESTARTS}', store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size,
                             device_id=parsed if backend == 'nccl' else None)
     _explain_user_errors()  # init_process_group has put a hook of its own before ours
@@ -314,9 +325,11 @@ def set_up_process(device, backend):
 
 
 def leave(status):
-    """Ends this process, one of several without Python's clean-up: gloo's threads outlive a group that DDP has used
-    (torch 2.13), and now and then abort that ("terminate called without an active exception")."""
+    """Ends this process. One of several waits for the others, since torchrun kills those that are left when one has
+    gone, and the first may still be saving; and it goes without Python's clean-up: gloo's threads outlive a group that
+    DDP has used (torch 2.13), and now and then abort that ("terminate called without an active exception")."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
         sys.stdout.flush()
         os._exit(status)

@@ -93,13 +93,15 @@ set_up_math(seed, device)
 parts, units = process.share(gradient_accumulation_steps, batch_size)
 
 # ---- what to continue ----
-init_from, resumed, resumed_path = checkpoint.to_continue(out_dir, init_from)
+if rank == 0 and not eval_only and os.path.isdir(out_dir):
+    folder.enter(out_dir)  # before it is read; no folder is made before all has been checked
+init_from, resumed, resumed_path = checkpoint.to_continue(out_dir, init_from, process.restarted())
 decided, saved = {}, resumed.get('config', {})  # what the checkpoint or a pretrained model decides, not the flags
 if resumed:
     decided = {key: resumed['model_args'][key] for key in ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias')}
     decided['dataset'] = checkpoint.data_set(resumed, resumed_path, dataset)
     globals().update(decided)
-    changes = [f'{key} {saved[key]} -> {value}' for key, value in config.items()
+    changes = [f'{key} {saved[key]!r} -> {value!r}' for key, value in config.items()
                if saved.get(key, value) != value and key not in ('init_from', 'out_dir', *decided)]
     print0(f"resuming {resumed_path} at step {resumed['iter_num']}" + '; now ' * bool(changes) + ', '.join(changes))
 tokens_per_step = gradient_accumulation_steps * batch_size * block_size
@@ -111,7 +113,7 @@ data_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', data
 for first in (rank == 0, process.local_rank == 0):  # one process, then one on each machine that does not see its disk
     if prepare and first and dataset != 'openwebtext':
         loader.prepare(data_dir)
-    if not process.agree(resumed.get('iter_num', 0)):  # the others wait here
+    if not process.agree(checkpoint.fingerprint(resumed)):  # the others wait here
         raise UserError(f'the processes find different states in {out_dir}, which must be on a disk that all share')
 meta, train_data, val_data = loader.open_data_set(data_dir, block_size)
 
@@ -197,17 +199,13 @@ def save(*names):
 
 
 if rank == 0 and not eval_only:
-    with explained(OSError, prefix='out_dir cannot be written: '):
-        folder.claim(out_dir)
-        if wandb_log:
-            import wandb
-            with explained(wandb.errors.Error, prefix='wandb_log=True, but Weights & Biases refuses: '):
-                wandb.init(project=wandb_project, name=wandb_run_name, config=config, id=run_id, resume='allow')
-        if init_from == 'resume' or config['init_from'] == 'auto':
-            folder.cut_metrics(out_dir, iter_num if record is None else iter_num - 1)
-        else:
-            folder.set_aside(out_dir)
-    metrics = folder.Metrics(out_dir)
+    folder.enter(out_dir)
+    if wandb_log:
+        import wandb
+        with explained(wandb.errors.Error, prefix='wandb_log=True, but Weights & Biases refuses: '):
+            wandb.init(project=wandb_project, name=wandb_run_name, config=config, id=run_id, resume='allow')
+    continued = init_from == 'resume' or (config['init_from'] == 'auto' and not checkpoint.present(out_dir))
+    metrics = folder.begin(out_dir, (iter_num if record is None else iter_num - 1) if continued else None)
 
 # ---- distributed, compiled ----
 model = gpt  # gpt stays the bare model, whose names are the saved ones
@@ -285,10 +283,11 @@ while True:
             metrics.write({'step': iter_num, 'tokens': tokens_seen, **record, 'elapsed': elapsed})
             if wandb_log:
                 wandb.log({'iter': iter_num, **record})
-        record, best_val_loss = None, losses[1] if improved else best_val_loss
+        record, before, best_val_loss = None, best_val_loss, losses[1] if improved else best_val_loss
         due = evaluating or (checkpoint_interval and iter_num % checkpoint_interval == 0)
         if due and (iter_num or finished) and rank == 0:
-            save('last', *['ckpt'] * (evaluating and (improved or always_save_checkpoint)))
+            save(*['ckpt'] * (evaluating and (improved or always_save_checkpoint)), 'last')
+            best_val_loss = before if unsaved else best_val_loss  # of what there is on the disk
     if finished:
         break
 
@@ -342,8 +341,9 @@ if wandb_log and rank == 0:
 if unsaved or (rank == 0 and metrics.unwritten):
     raise UserError(unsaved or f'the last lines of {metrics.path} could not be written')
 if stopping:
-    by = f' by {signal.Signals(stop.number).name}' * bool(stop.number)  # it may have reached another rank
-    print0(f'stopped{by} at step {iter_num}, nothing is lost: the same command with --init_from=auto goes on')
+    by = f' by {signal.Signals(stop.number).name}' if stop.number else ''  # it may have reached another rank
+    print0(f'stopped{by} at step {iter_num}, ' + (
+        'nothing is lost: the same command with --init_from=auto goes on' if iter_num else 'before anything to save'))
     leave(RESUMABLE)
 print0(f'done: best validation loss {best_val_loss:.4f}, {timedelta(seconds=round(elapsed))} in all. Now try:\n'
        f'python sample.py --out_dir={out_dir}')

@@ -26,7 +26,7 @@ def gpt2_directory(tmp_path):
 @pytest.mark.parametrize('keys, sentence', [
     (dict(dataset='nowhere'), 'nowhere/train.bin not found: put train.bin, val.bin and meta.json into'),
     (dict(block_size=19_000), 'but block_size=19000 needs 19001: use --block_size='),
-    (dict(init_from='gtp2'), 'init_from=gtp2: gtp2 cannot be loaded as a GPT-2'),
+    (dict(init_from='gtp2'), 'init_from=gtp2 is not scratch, resume or auto, and gtp2 cannot be loaded as a GPT-2'),
     (dict(init_from='resume'), 'holds no checkpoint'),
     (dict(n_head=3), 'n_embd=16 is not a multiple of n_head=3'),
     (dict(dropout=1), 'dropout=1.0: allowed is [0, 1)'),

@@ -95,10 +95,10 @@ def test_a_terminal_shows_the_same_text_as_a_pipe(out_dir):
 @pytest.mark.parametrize('keys, sentence', [
     (dict(start='abcX'), "the character 'X' (U+0058) is not among the 10"),
     (dict(start=''), 'the prompt has no tokens'),
-    (dict(start='FILE:nowhere.txt'), 'nowhere.txt cannot be read'),
+    (dict(start='FILE:nowhere.txt'), "nowhere.txt' cannot be read"),
     (dict(temperature=-1), 'temperature=-1.0: allowed is >= 0'),
     (dict(temperature='nan'), 'temperature=nan'),
-    (dict(num_samples=0), 'num_samples=0: allowed is >= 1'),
+    (dict(num_samples=0), 'num_samples=0: allowed is [1, 1000000]'),
     (dict(top_p=2), 'top_p=2.0'),
     (dict(prompts='p.jsonl'), 'prompts and output go together'),
     (dict(out_dir='nowhere'), 'nowhere holds no checkpoint'),
