@@ -93,7 +93,7 @@ set_up_math(seed, device)
 parts, units = process.share(gradient_accumulation_steps, batch_size)
 
 # ---- what to continue ----
-if rank == 0 and not eval_only and os.path.isdir(out_dir):
+if rank == 0 and not eval_only and checkpoint.present(out_dir):
     folder.enter(out_dir)  # before it is read; no folder is made before all has been checked
 init_from, resumed, resumed_path = checkpoint.to_continue(out_dir, init_from, process.restarted())
 decided, saved = {}, resumed.get('config', {})  # what the checkpoint or a pretrained model decides, not the flags

@@ -1,33 +1,31 @@
 """
-Broken, hostile and foreign files, and what is promised of each:
+Hostile and foreign files, and what is promised of each:
 
-    a damaged checkpoint    holds what was saved, bit for bit, or gives way to the one before with one warning; where it
-                            is the only one, or unfit to go on from, a command ends in a sentence and changes nothing
     code in a file          never runs, and what is larger by a file's account than the file gets no memory
     a bad data set          ends train.py in one sentence that names the file, before there is an out_dir
     any bytes as tokens     are refused, or read as numpy reads them, every id within the vocabulary
+
+Checkpoints that came to harm by chance are in test_damaged_files.py.
 """
-import contextlib
-import copy
 import gzip
 import io
 import json
 import os
 import pickle
-import signal
 import struct
 import subprocess
-import tracemalloc
 import types
 import warnings
 import zipfile
 from collections import OrderedDict
-from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, refused, run_here, tiny_gpt, tiny_ids
+from conftest import ROOT, TINY, run_here
+from forgery import (  # the last line: fixtures
+    GONE, WEIGHT, WTE, flip, forge, frugal, one_sentence, problem, refusals, rezip, saved_by_torch, unzip,
+    ends_in_time, saved_checkpoints)  # noqa: F401
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -35,258 +33,10 @@ import checkpoint
 import loader
 from runtime import UserError
 
-WEIGHT, MOMENT = 'data/0', 'data/17'  # the records of wte.weight and of its exp_avg, which have one shape
-WTE, NORM = ('model', 'transformer.wte.weight'), ('model', 'transformer.ln_f.weight')
-EXP_AVG = ('optimizer', 'state', 0, 'exp_avg')
-NAN, INF, GONE = float('nan'), float('inf'), object()
 pytestmark = pytest.mark.skipif(os.name != 'posix', reason='pipes and alarms, which POSIX systems have')
 
 
-@pytest.fixture(autouse=True)
-def net():
-    """Ends a test that hangs, as one does at a pipe that nobody writes into. None comes near these seconds."""
-    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail('it hangs'))  # no Exception, so nothing catches it
-    signal.alarm(30)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-
-
-def problem(call, *arguments):
-    """The one line of the UserError that the call must raise."""
-    with pytest.raises(UserError) as error:
-        call(*arguments)
-    assert '\n' not in str(error.value)
-    return str(error.value)
-
-
-def one_sentence(finished):
-    """The one error of a run that has ended with status 2."""
-    assert refused(finished) == finished.stderr.rstrip().splitlines()[-1] and finished.stderr.count('error: ') == 1
-    return refused(finished)
-
-
-@contextlib.contextmanager
-def frugal():
-    """Fails if Python's objects take more than 100 MiB meanwhile."""
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
-    finally:
-        tracemalloc.stop()
-
-
-# ---- checkpoints, whole and forged ----
-
-@pytest.fixture(scope='module')
-def saved(tmp_path_factory, char_data):
-    """{step: (bytes of the file, what is in it)} of three checkpoints of a run on char_data."""
-    folder, meta, files = tmp_path_factory.mktemp('saved'), loader.read_meta(str(char_data)), {}
-    model = tiny_gpt(n_layer=1, n_embd=8, vocab_size=meta['vocab_size'])
-    optimizer = model.configure_optimizers(0.1, 1e-2, (0.9, 0.95), 'cpu')
-    for step in 1, 2, 3:
-        ids = tiny_ids(2, 16, vocab_size=meta['vocab_size'], seed=step)
-        model(ids, ids)[1].backward(), optimizer.step()
-        checkpoint.save(folder, {
-            'model': model.state_dict(), 'optimizer': optimizer.state_dict(), 'model_args': asdict(model.config),
-            'iter_num': step, 'best_val_loss': 2.5 - step / 10, 'config': {'dataset': str(char_data), 'step': step},
-            'scaler': {}, 'tokenizer': meta['tokenizer'], 'tokens_seen': 128 * step, 'elapsed': 1.5, 'record': None,
-            'run_id': 'abcd', 'job': None}, ['last'])
-        files[step] = (folder / 'last.pt').read_bytes(), copy.deepcopy(checkpoint.load(str(folder / 'last.pt')))
-    for name, tensor in (WEIGHT, files[3][1]['model'][WTE[1]]), (MOMENT, optimizer.state_dict()['state'][0]['exp_avg']):
-        assert unzip(files[3][0])[f'archive/{name}'] == tensor.numpy().tobytes()
-    return files
-
-
-def same(loaded, original):
-    """Whether two checkpoints are equal bit for bit."""
-    return loaded.keys() == original.keys() and all(checkpoint.digest(value) == checkpoint.digest(original[key])
-                                                    for key, value in loaded.items())
-
-
-def saved_by_torch(value, **options):
-    torch.save(value, file := io.BytesIO(), **options)
-    return file.getvalue()
-
-
-def forge(*keys, value, nanogpt=False):
-    """Makes of a file one with tree[key][key]… = value (GONE: without it; a function: of the old one) and digests that
-    fit, or in nanoGPT's format, which has none."""
-    def make(content, _=None):
-        tree = root = torch.load(io.BytesIO(content), weights_only=True)
-        for key in keys[:-1]:
-            tree = tree[key]
-        tree[keys[-1]] = value(tree[keys[-1]]) if callable(value) else value
-        if value is GONE:
-            del tree[keys[-1]]
-        if nanogpt:
-            root = {key: root[key] for key in (*checkpoint.VERIFIED, 'model_args', 'iter_num', 'config')}
-        elif keys[0] in checkpoint.VERIFIED:
-            with contextlib.suppress(Exception):  # not of what has no bytes
-                root['digest'] = {part: checkpoint.digest(root[part]) for part in checkpoint.VERIFIED if part in root}
-        return saved_by_torch(root)
-    return make
-
-
-def unzip(content):
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        return {entry.filename: archive.read(entry) for entry in archive.infolist()}
-
-
-def rezip(content, changes, deflated=None, level=9):
-    """The archive with records replaced, {name: bytes}, and right checksums; this one deflated."""
-    with zipfile.ZipFile(file := io.BytesIO(), 'w') as archive:
-        for name, data in unzip(content).items():
-            kind = zipfile.ZIP_DEFLATED if name == f'archive/{deflated}' else zipfile.ZIP_STORED
-            archive.writestr(name, changes.get(name[8:], data), kind, level)
-    return file.getvalue()
-
-
-def place(content, part, name=None):
-    """Offset of a record's local header, central header or data, or of the end of the file."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        entry = archive.getinfo(f'archive/{name or "data.pkl"}')
-        local, names = entry.header_offset, content.rindex(entry.filename.encode())
-        return {'local': local, 'central': names - 46, 'end': len(content),
-                'data': local + 30 + sum(struct.unpack('<HH', content[local + 26:local + 30]))}[part]
-
-
-# ---- 1. damage ----
-
-def cut(where, offset):
-    return lambda new, old: new[:place(new, *where.split()) + offset]
-
-
-def flip(where, offset, mask=0xff, length=1):
-    """Flips these bits of a byte; mask 0: makes all of these bytes 0."""
-    def make(new, old=None):
-        at = place(new, *where.split()) + offset
-        return new[:at] + bytes(byte ^ mask if mask else 0 for byte in new[at:at + length]) + new[at + length:]
-    return make
-
-
-def swap_records(new, old):
-    records = unzip(new)
-    return rezip(new, {WEIGHT: records[f'archive/{MOMENT}'], MOMENT: records[f'archive/{WEIGHT}']})
-
-
-def swap_names(new, old):
-    first, second = (place(new, 'central', name) + 42 for name in (WEIGHT, MOMENT))  # where it says: where they are
-    return new[:first] + new[second:second + 4] + new[first + 4:second] + new[first:first + 4] + new[second + 4:]
-
-
-NANOGPT = forge('config', value={}, nanogpt=True)
-SAME_BYTES = forge(*WTE, value=lambda tensor: torch.full_like(tensor, 0.7470588), nanogpt=True)  # finite if shifted
-DAMAGE = {  # id: what becomes of last.pt, of which all has to be seen
-    **{f'cut {where} {offset}': cut(where, offset) for where, offset in (
-        ('local', 1), ('local', 4), ('data', 0), ('data', 99), (f'data {WEIGHT}', 9), (f'data {MOMENT}', 99),
-        ('central', 0), ('end', -98), ('end', -42), ('end', -22), ('end', -21), ('end', -1))},
-    **{f'flip {where} {offset} {mask}': flip(where, offset, mask) for mask in (1, 0x80) for where, offset in (
-        *((f'data {name}', offset) for name in (WEIGHT, 'data/5', MOMENT, 'data/18', 'data/16') for offset in (0, 3)),
-        *(('data', offset * 250 + mask) for offset in range(12)), ('data byteorder', 0), ('data version', 0))},
-    **{f'zero {where} {length}': flip(where, 0, 0, length) for where, length in (
-        ('local', 64), ('data', 500), (f'data {WEIGHT}', 64), (f'data {MOMENT}', 99), ('data', 9000), ('central', 46),
-        (f'central {WEIGHT}', 400))},
-    **{f'no {keys[-1]}': forge(*keys, value=GONE) for keys in (('model',), ('model_args',), ('iter_num',), ('config',),
-       ('digest',), ('model_args', 'n_layer'), WTE, ('model', 'transformer.h.0.attn.c_attn.weight'))},
-    **{f'another shape {name}': forge('model', name, value=lambda tensor: torch.ones(3, *tensor.shape))
-       for name in (WTE[1], 'transformer.wpe.weight')},
-    **{f'{value} {keys[-1]}': forge(*keys, value=lambda tensor, value=value: torch.full_like(tensor, value))
-       for value in (NAN, INF, -INF) for keys in (WTE, NORM, EXP_AVG, ('optimizer', 'state', 3, 'exp_avg_sq'))},
-    **{f'nanoGPT {where} {offset}': lambda new, old, at=(where, offset): flip(*at)(NANOGPT(new)) for where, offset in (
-        (f'data {WEIGHT}', 5), (f'data {MOMENT}', 5), ('data', 500), ('data', 2000))},
-    'nanoGPT, deflated': lambda new, old: rezip(SAME_BYTES(new), {}, WEIGHT, 0),
-    'swapped records': swap_records, 'swapped names': swap_names,
-    'a future version': forge('format_version', value=checkpoint.FORMAT_VERSION + 1),
-    'text': lambda new, old: b'This is no checkpoint.\n' * 99, 'nothing': lambda new, old: b'',
-    'another zip': lambda new, old: rezip(new, {'data.pkl': b'garbage'}), 'a folder': lambda new, old: None}
-MAYBE = {  # some of these bytes mean nothing
-    **{f'flip {part} {name} {offset} {mask}': flip(f'{part} {name}', offset, mask)
-       for name in ('data.pkl', WEIGHT, MOMENT) for mask in (1, 0xff) for part, offsets in (
-           ('local', (0, 4, 6, 8, 14, 18, 22, 26, 28, 30)), ('central', (0, 8, 10, 16, 20, 24, 28, 30, 42, 46)))
-       for offset in offsets},
-    **{f'flip end {offset}': flip('end', offset) for offset in (  # of the three records that end an archive
-        -98, -74, -66, -58, -50, -42, -34, -26, -22, -14, -10, -6, -2)},
-    'zero end': flip('end', -18, 0, 8), 'zero padding': flip(f'data {WEIGHT}', -8, 0, 8),
-    **{f'{n} bytes after': lambda new, old, n=n: new + b'\xaa' * n for n in (1, 99, 70_000)},
-    '9 bytes before': lambda new, old: b'\xaa' * 9 + new, 'the old one after': lambda new, old: new + old,
-    'the old one before': lambda new, old: old + new}
-
-
-@pytest.mark.parametrize('name', [*DAMAGE, *MAYBE])
-def test_damage_is_seen_or_does_none(tmp_path, capsys, saved, name):
-    path, before = tmp_path / 'last.pt', tmp_path / 'last.prev.pt'
-    content = (DAMAGE | MAYBE)[name](saved[3][0], saved[2][0])
-    path.mkdir() if content is None else path.write_bytes(content)
-    before.write_bytes(saved[2][0])
-    loaded, used = checkpoint.load_to_resume(str(tmp_path))
-    warning = capsys.readouterr().err
-    if used == str(path):
-        assert name in MAYBE and warning == '' and same(loaded, saved[3][1])
-        return
-    assert used == str(before) and same(loaded, saved[2][1])
-    assert warning.count('\n') == 1 and warning.count(f'{path} ') == 1 and f'using {before} (step 2)' in warning
-    before.unlink()
-    assert problem(checkpoint.load_to_resume, str(tmp_path)).startswith(f'{path} ')
-
-
-@pytest.mark.parametrize('files, used', [
-    (dict(last=2, last_prev=3), 'last_prev'), (dict(last=1, ckpt=3), 'ckpt'), (dict(ckpt=1, last=3), 'last'),
-    (dict(last=1, last_prev=2, ckpt=1, ckpt_prev=3), 'ckpt_prev'), (dict(ckpt=3, last=3), 'last')])
-def test_of_swapped_files_the_newest_wins(tmp_path, capsys, saved, files, used):
-    paths = {name: tmp_path / f'{name.replace("_", ".")}.pt' for name in files}
-    for name, step in files.items():
-        paths[name].write_bytes(saved[step][0])
-    loaded, path = checkpoint.load_to_resume(str(tmp_path))
-    assert path == str(paths[used]) and same(loaded, saved[3][1]) and capsys.readouterr().err == ''
-
-
-def refusals(folder, content, scripts='ts', name='ckpt.pt', **keys):
-    """Yields the sentences of train.py and sample.py (t, s), which must change nothing, on a folder with this file."""
-    folder.mkdir()
-    (folder / name).write_bytes(content)
-    (folder / 'metrics.jsonl').write_text('{"step": 1}\n{"step": 9}\n', encoding='utf-8')
-    before = {path: path.is_file() and path.read_bytes() for path in folder.parent.rglob('*')}
-    for script in scripts:
-        yield one_sentence(
-            run_here('train.py', **TINY, out_dir=folder, init_from='resume', **keys) if script == 't' else
-            run_here('sample.py', out_dir=folder, num_samples=1, max_new_tokens=2, device='cpu'))
-        assert before == {path: path.is_file() and path.read_bytes() for path in folder.parent.rglob('*')}
-
-
-@pytest.mark.parametrize('name', ['cut data 99', 'cut end -1', f'flip data {WEIGHT} 0 1', 'swapped records', 'nothing',
-                                  'no iter_num', f'nan {WTE[1]}', 'a future version', f'nanoGPT data {WEIGHT} 5'])
-def test_a_command_refuses_a_damaged_checkpoint(tmp_path, saved, char_data, name):
-    for sentence in refusals(tmp_path / 'out', DAMAGE[name](saved[3][0], None), dataset=char_data):
-        assert str(tmp_path / 'out' / 'ckpt.pt') in sentence
-
-
-UNUSABLE = [  # (who can't go on, from a checkpoint with valid digests and this value in this place)
-    ('t', GONE, 'optimizer'), ('t', GONE, *EXP_AVG[:3]), ('t', torch.ones(3), *EXP_AVG), ('t', 'x', *EXP_AVG),
-    ('t', 'text', 'optimizer', 'state', 0, 'beside'), ('ts', torch.ones(3), *NORM), ('ts', 'text', *NORM),
-    ('ts', torch.ones(3), 'model', 'another'), ('ts', [1], 'model'), ('ts', {}, 'model'),
-    *(('ts', value, 'model_args', key) for key, value in (
-        ('n_layer', 10**9), ('vocab_size', 10**12), ('block_size', 10**12), ('n_embd', 10**9), ('n_head', 10**9),
-        ('n_layer', 1.0), ('n_head', 2.0), ('n_head', 0), ('block_size', 16.0), ('n_embd', '8'), ('vocab_size', None),
-        ('gelu', ['tanh']), ('another', 1))),
-    *(('ts', value, key) for key, value in (
-        ('iter_num', -1), ('iter_num', '5'), ('iter_num', 1.0), ('best_val_loss', NAN), ('best_val_loss', 10**400),
-        ('elapsed', None), ('tokens_seen', 1.5), ('record', {'x': torch.ones(2)}), ('record', [1]), ('run_id', 5),
-        ('config', {'x': torch.ones(2)}), ('config', []), ('scaler', 5), ('job', 5), ('tokenizer', 'char'),
-        ('tokenizer', {'kind': 'char', 'chars': 'abc'}), ('tokenizer', {'kind': 'char', 'chars': [1, 2]}))),
-    *(('t', value, key) for key, value in (('iter_num', 10**20), ('elapsed', NAN), ('elapsed', INF),
-                                           ('elapsed', 10**400), ('record', {'loss': NAN})))]
-
-
-@pytest.mark.parametrize('who, value, keys', [(who, value, keys) for who, value, *keys in UNUSABLE],
-                         ids=[f'{keys[-1]} {value!r:.16}' for _, value, *keys in UNUSABLE])
-def test_a_command_refuses_a_state_that_it_cannot_go_on_from(tmp_path, saved, char_data, who, value, keys):
-    with frugal():
-        assert len(list(refusals(tmp_path / 'out', forge(*keys, value=value)(saved[3][0]), who, dataset=char_data)))
-
-
-# ---- 2. hostile files ----
+# ---- 1. hostile files ----
 
 def call(function, *arguments):
     """What pickles as a call."""
@@ -317,11 +67,6 @@ def config(opcodes):
     return make
 
 
-def many(depth=5):
-    """A list that a few bytes describe and that has 16**depth members."""
-    return [many(depth - 1)] * 16 if depth else 1
-
-
 def overlapping(content):
     with zipfile.ZipFile(file := io.BytesIO(), 'w') as archive:
         archive.writestr('archive/data.pkl', bytes(2**17))
@@ -329,6 +74,7 @@ def overlapping(content):
     return file.getvalue()
 
 
+MANY = [[1] * 1000] * 1000  # a million values in 5 kB: each list is written once and named again
 STRANGE = {  # id: makes a checkpoint that must be refused, and cost nothing
     'a tar': lambda content: b'storages/'.ljust(100, b'\0') + bytes(924), 'overlapping': overlapping,
     'torch 1.5': lambda content: saved_by_torch({'model': {}}, _use_new_zipfile_serialization=False),
@@ -345,7 +91,7 @@ STRANGE = {  # id: makes a checkpoint that must be refused, and cost nothing
     'before its storage': view(-1, (4, 1), (1, 1)), 'backwards': view(1, (2, 1), (-1, 1)),
     'nested 100,000 deep': config(b']' * 100_000 + b'a' * 99_999),
     'nested in itself': config(b']r\xff\xff\0\0j\xff\xff\0\0a'),
-    **{f'many in {key}': forge(key, 'x', value=many(), nanogpt=True) for key in ('config', 'model', 'optimizer')},
+    **{f'many in {key}': forge(key, 'x', value=MANY, nanogpt=True) for key in ('config', 'model', 'optimizer')},
     **{f'{value} times a million': forge('config', value={
         'gradient_accumulation_steps': value, 'batch_size': 1000, 'block_size': 1000}, nanogpt=True)
        for value in ('text', [1])}}
@@ -355,10 +101,11 @@ STRANGE = {  # id: makes a checkpoint that must be refused, and cost nothing
 def test_a_checkpoint_of_a_strange_form_is_refused_and_gets_no_memory(tmp_path, saved, name):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        (tmp_path / 'ckpt.pt').write_bytes(STRANGE[name](saved[3][0]))
+        (path := tmp_path / 'ckpt.pt').write_bytes(STRANGE[name](saved[3][0]))
         with frugal():
-            sentence = problem(checkpoint.load_to_resume, str(tmp_path))
-        assert sentence.startswith(f'{tmp_path / "ckpt.pt"} ')
+            sentence = problem(checkpoint.load, str(path))
+        assert sentence.startswith(f'{path} ')
+        assert sentence == problem(checkpoint.load_to_resume, str(tmp_path))
         assert sentence == problem(checkpoint.load_to_sample, str(tmp_path))
 
 
@@ -433,7 +180,7 @@ def test_a_gpt2_directory_runs_no_code_and_is_refused_where_broken(tmp_path, mon
         assert not canary.exists() and (may_pass and ended.returncode == 0 or str(folder) in one_sentence(ended))
 
 
-# ---- 3. bad data sets ----
+# ---- 2. bad data sets ----
 
 TRAIN, VAL, META, PKL = 'train.bin', 'val.bin', 'meta.json', 'meta.pkl'
 
@@ -529,7 +276,7 @@ def test_a_pickle_of_a_few_bytes_gets_no_memory(tmp_path):
         assert str(tmp_path / PKL) in problem(loader.read_meta, str(tmp_path))
 
 
-# ---- 4. any bytes ----
+# ---- 3. any bytes ----
 
 QUIET = dict(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 

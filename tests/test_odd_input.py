@@ -21,6 +21,12 @@ def named(value):
     return ascii(value)[:40]
 
 
+def some(cases, every=2):
+    """The cases, of which the normal run, to be short, takes only the first and every second (or third…) after it."""
+    cases = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*case, marks=pytest.mark.slow if n % every else ()) for n, case in enumerate(cases)]
+
+
 @pytest.fixture(scope='module')
 def models(tmp_path_factory):
     """models(kind): the folder of a random model with the tokenizer 'char', of CHARS, or 'gpt2'."""
@@ -53,13 +59,17 @@ def sample(models, tmp_path, monkeypatch):
 
 # ---- prompts ----
 
-@pytest.mark.parametrize('kind, way', [('char', 'start'), ('char', 'file'), ('char', 'jsonl'), ('gpt2', 'jsonl')])
-@pytest.mark.parametrize('prompt', [
+WAYS = [('char', 'start'), ('char', 'file'), ('char', 'jsonl'), ('gpt2', 'jsonl')]
+PROMPTS = [
     '', '\0', 'a\0b', '\t\r\n', '\r\n\r\n', '\r', ' ', '\n' * 3, '\x7f', '\x1b[31m', '\a', '\udcff', '\udcffa',
     '\ud800', 'a\udfffb', '\ufeffab', 'ab\ufeff', 'e\u0301', 'a' + '\u0301' * 999, '\u05d0\u05d0', '\u202eabc',
     '👩\u200d👩', '日本', '\U0010ffff', '\uffff', '\u2028', 'XYZ', 'abcX', '\\n', '\\ud800', '<|endoftext|>',
     'a<|endoftext|>b', '<|endoftext', '<|im_start|>', 'FILE', '-h', '--', 'None', '"', '%s', 'abc' * 9,
-    'ab cd\r\n' * 150_000, 'a' * 1_000_000, ' ' * 999_999], ids=named)
+    'ab cd\r\n' * 150_000, 'a' * 1_000_000, ' ' * 999_999]
+
+
+@pytest.mark.parametrize('prompt, kind, way', some(((prompt, *way) for prompt in PROMPTS for way in WAYS), every=3),
+                         ids=named)
 def test_any_text_is_continued_or_refused_by_name(sample, tmp_path, prompt, kind, way):
     unknown = next((char for char in prompt if char not in CHARS), None) if kind == 'char' else None
     sentence = f'U.{ord(unknown):04X}. is not among' if unknown else '' if prompt else 'prompt (has no tokens|is empty)'
@@ -126,9 +136,10 @@ FILTERS = itertools.product((1, 0, 'None', 10**30), (0, 1e-30, 1e30), ('None', 1
 
 
 @pytest.mark.parametrize('keys', [
-    *(dict(zip(('top_k', 'temperature', 'top_p'), values, strict=True)) for values in FILTERS), dict(temperature=1e300),
-    dict(temperature='1e-400'), dict(top_p=1e-300), dict(num_samples=1), dict(num_samples=99), dict(dtype='bfloat16'),
-    dict(seed=0), dict(seed=2**32 - 1), *(dict(max_new_tokens=number) for number in (0, 1, '2.0', 20))], ids=named)
+    *some(dict(zip(('top_k', 'temperature', 'top_p'), values, strict=True)) for values in FILTERS),
+    dict(temperature=1e300), dict(temperature='1e-400'), dict(top_p=1e-300), dict(num_samples=1), dict(num_samples=99),
+    dict(dtype='bfloat16'), dict(seed=0), dict(seed=2**32 - 1),
+    *(dict(max_new_tokens=number) for number in (0, 1, '2.0', 20))], ids=named)
 def test_any_allowed_setting_gives_text(sample, keys):
     samples = sample('', start='abcdefgh' * 3, **keys).split('\n---------------\n')[:-1]
     assert len(samples) == keys.get('num_samples', 2)
@@ -177,11 +188,11 @@ SAMPLE = {
     b'--prompts=\xff\x1e--output=o': 'cannot be read', b'--prompts=p.jsonl\x1e--output=\xff/o': 'no folder',
     b'--help': ''}
 TRAIN = {b'--help': '', b'--out_dir=o\xc3\xa9': '^$|out_dir', b'--dataset=\xff': 'not found', b'--seed=\xff': 'seed='}
-ENVIRONMENTS = [dict(PYTHONIOENCODING='ascii'), dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0'), {}]
+ENVIRONMENTS = [dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0'), dict(PYTHONIOENCODING='ascii'), {}]
 
 
 @pytest.mark.skipif(sys.platform in ('darwin', 'win32'), reason='there an argument is always text')
-@pytest.mark.parametrize('env', ENVIRONMENTS, ids=named)
+@pytest.mark.parametrize('env', some(ENVIRONMENTS), ids=named)
 def test_bytes_that_are_no_text_end_in_no_traceback_whatever_becomes_of_the_output(models, char_data, tmp_path, env):
     (tmp_path / 'p.jsonl').write_bytes(LINE)
     always = [f'--{key}={value}' for key, value in {**TINY, 'dataset': char_data, 'max_iters': 1}.items()]
@@ -225,7 +236,8 @@ NUMBERS = [
     ('-1', '1,5', 'learning_rate weight_decay grad_clip min_lr dropout beta1'), ('1', '1,5', 'dropout beta1 beta2')]
 
 
-@pytest.mark.parametrize('key, beyond, odd', [(key, *row[:2]) for row in NUMBERS for key in row[2].split()])
+@pytest.mark.parametrize('key, beyond, odd', some(
+    (key, beyond, odd) for beyond, odd, keys in NUMBERS for key in keys.split()))
 def test_a_number_that_cannot_be_is_refused_by_its_key(train, key, beyond, odd):
     texts = [odd, '', 'nan', '-inf', 'x', 'True', 'None', '9' * 400, '0x1']
     *others, last = train(*(f'--{key}={text}' for text in texts), **{key: beyond})
@@ -247,8 +259,8 @@ SETTINGS = [
     ('out_dir', ['', 'file', 'file/out', 'x' * 999, 'a\0b', 'o\udcff'], 'out_dir')]
 
 
-@pytest.mark.parametrize('key, value, sentence', [(key, value, said) for key, values, said in SETTINGS
-                                                  for value in values], ids=named)
+@pytest.mark.parametrize('key, value, sentence', [case for key, values, said in SETTINGS for case in some(
+    (key, value, said) for value in values)], ids=named)
 def test_a_setting_that_cannot_be_trained_with_is_refused(train, tmp_path, monkeypatch, key, value, sentence):
     (tmp_path / 'folder').mkdir()
     (tmp_path / 'file').touch()
@@ -257,15 +269,15 @@ def test_a_setting_that_cannot_be_trained_with_is_refused(train, tmp_path, monke
     assert re.search(sentence, said)
 
 
-@pytest.mark.parametrize('source, sentence', [
+@pytest.mark.parametrize('source, sentence', some([
     ('max_iters = = 3', 'line 1: SyntaxError'), ('\nmax_iters = 1 / 0', 'line 2: ZeroDivision'), ('zzz = 3', 'zzz'),
     ('exit()', ''), ('import sys\nsys.exit("not here")', 'not here'), ('raise SystemExit(0)', ''), ('(' * 999, ''),
-    ('import nowhere', 'ModuleNotFound'), ('def f(): f()\nf()', 'RecursionError'), ('\0', ''), ('\udcff', ''),
+    ('def f(): f()\nf()', 'RecursionError'), ('import nowhere', 'ModuleNotFound'), ('\0', ''), ('\udcff', ''),
     ('batch_sise = 3', 'batch_sise .*batch_size'), ('b = "\\ud800"', 'b is no key'), ('from math import pi', 'pi'),
     *((line, line.partition(' =')[0]) for line in (
         'max_iters = "3"', 'max_iters = 1.5', 'max_iters = None', 'max_iters = print', 'learning_rate = "1e-3"',
         'learning_rate = float("nan")', 'dropout = 1j', 'dataset = 3', 'compile = "yes"', 'wandb_project = 3',
-        'wandb_run_name = None', 'batch_size = lambda: 3', 'batch_size = [12]', 'device = None'))], ids=named)
+        'wandb_run_name = None', 'batch_size = lambda: 3', 'batch_size = [12]', 'device = None'))]), ids=named)
 def test_a_config_file_that_cannot_be_is_refused_by_its_name(train, tmp_path, source, sentence):
     (tmp_path / 'odd.py').write_bytes(source.encode('utf-8', 'surrogateescape'))
     [said] = train('odd.py')

@@ -324,7 +324,7 @@ def ranks(agent):
 @pytest.mark.parametrize('kills', [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_job_whose_ranks_are_killed_goes_on_by_itself_and_ends_as_an_undisturbed_one(tmp_path, char_data, kills):
     chance = random.Random(kills)
-    keys = NET | {'dataset': char_data, 'eval_interval': 100, 'checkpoint_interval': 10}
+    keys = NET | {'dataset': char_data, 'eval_interval': 100, 'checkpoint_interval': 10, 'max_iters': 20 * kills + 40}
     succeeded(run('train.py', launcher=TWO_RANKS, **keys, out_dir=tmp_path / 'whole'))
     launcher = [sys.executable, *TWO_RANKS, '--max-restarts=20', *command(keys | {'out_dir': tmp_path / 'out'})[1:]]
     log, seen = tmp_path / 'log', set()
