@@ -24,7 +24,7 @@ def same_curve(a, b):
 
 
 # 2 micro-batches are dealt out, 1 is cut by rows, and 3 over 2 ranks are cut too.
-@pytest.mark.parametrize('accumulation', [1, 2, 3])
+@pytest.mark.parametrize('accumulation', [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_two_ranks_draw_the_loss_curve_of_one(tmp_path, char_data, accumulation):
     keys = {**TINY, 'dataset': char_data, 'gradient_accumulation_steps': accumulation, 'eval_iters': 3}
     succeeded(run('train.py', out_dir=tmp_path / 'one', **keys))

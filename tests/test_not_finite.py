@@ -29,7 +29,7 @@ def poisoned(tmp_path, char_data, launcher=(), calls=(4,), ranks='0', value='nan
     return run(script, launcher=launcher, **keys), tmp_path / 'out'
 
 
-@pytest.mark.parametrize('value', ['nan', 'inf'])
+@pytest.mark.parametrize('value', ['nan', pytest.param('inf', marks=pytest.mark.slow)])
 def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights(tmp_path, char_data, value):
     ended, out_dir = poisoned(tmp_path, char_data, value=value)
     assert 'after step 3 the loss is' in refused(ended) and f'gradient norm {value}' in refused(ended)
@@ -39,7 +39,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights(tmp_path
     assert [line['step'] for line in metrics(out_dir) if 'error' not in line] == list(range(7)) == [*range(7)]
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+@pytest.mark.parametrize('dtype', ['float32', pytest.param('float16', marks=pytest.mark.slow)])
 def test_a_gradient_that_is_not_finite_on_one_rank_alone_stops_all(tmp_path, char_data, dtype):
     ended, out_dir = poisoned(tmp_path, char_data, TWO_RANKS, ranks='1', dtype=dtype)
     assert ended.returncode and ended.stderr.count('error: after step 3 the loss is') == 1

@@ -94,6 +94,7 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 '''
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_and_ends_with_the_same_bytes(prepare, cache):
     import datasets
     tokenizer = or_skip(GPT2Tokenizer)
