@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from folder import CHECKPOINTS, remove, sync
+from run_folder import CHECKPOINTS, remove, sync
 from runtime import UserError, warn
 
 FORMAT_VERSION = 2  # 1 had another digest

@@ -9,8 +9,6 @@ import io
 import json
 import os
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import torch
@@ -23,8 +21,8 @@ STREAMS = {'train': 0, 'eval-train': 1, 'eval-val': 2}  # evaluation never draws
 GPT2_VOCAB_SIZE = 50257
 META_KEYS = ('dtype', 'vocab_size', 'tokenizer')
 OTHER_FORMATS = {  # the first bytes of what is now and then taken for raw tokens
-    (20240520).to_bytes(4, 'little'): "a token file of llm.c, whose header is no token: drop its first 1024 bytes",
-    (20240801).to_bytes(4, 'little'): "a token file of llm.c, whose header is no token: drop its first 1024 bytes",
+    **dict.fromkeys([magic.to_bytes(4, 'little') for magic in (20240520, 20240801)],  # GPT-2's tokens, Llama 3's
+                    'a token file of llm.c, whose header is no token: drop its first 1024 bytes'),
     b'\x93NUMPY': 'a NumPy file: write its array with .tofile()', b'PK\3\4': 'a zip archive', b'\x1f\x8b\x08': 'gzip',
     b'\x28\xb5\x2f\xfd': 'Zstandard', b'PAR1': 'Parquet', b'\x89HDF': 'HDF5', b'MMIDIDX\0': 'an index of Megatron'}
 
@@ -187,15 +185,6 @@ def _other_format(head, dtype=None):
     if dtype == 'uint16' and len(halves) >= 64 and halves[:, 0].any() and not halves[:, 1].any():
         return 'uint32, every other uint16 being 0: a meta.json beside it has to say so'
     return None
-
-
-def prepare(folder):
-    """Runs the prepare.py of a data set's folder if there is one and train.bin is missing. UserError if it fails."""
-    script, train = (os.path.join(folder, name) for name in ('prepare.py', 'train.bin'))
-    if os.path.exists(script) and not os.path.exists(train):
-        print(f'no {train} yet: running {script}', flush=True)
-        if subprocess.run([sys.executable, script]).returncode:
-            raise UserError(f'{script} failed, as said above')
 
 
 def _how_to_prepare(path):

@@ -114,20 +114,21 @@ def _say(stream, write):
         _silence(stream)
         signal.raise_signal(signal.SIGTERM)
     except OSError:
-        pass  # what is on the disk that is full: metrics.jsonl has it as soon as there is room
+        pass  # the log is on a full disk: it lacks this line, and what was measured comes in metrics.jsonl
 
 
 def _silence(stream):
     """Leads a stream into nothing, where what it led to is no longer there."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    with open(os.devnull, 'wb') as nowhere:
+        os.dup2(nowhere.fileno(), stream)
 
 
 class StopSignal:
-    """SIGTERM, SIGINT (Ctrl-C) or SIGHUP (the terminal has gone), noted for a loop to end by itself. number: which, or
+    """SIGTERM, SIGINT (Ctrl-C) or SIGHUP (the terminal has gone), noted for a loop to end by itself. name: which, or
     None as long as none has come. A second Ctrl-C ends the process at once."""
 
     def __init__(self):
-        self.number, self.asked = None, math.inf
+        self.name, self.asked = None, math.inf
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
         if HANGUP and signal.getsignal(HANGUP) is not signal.SIG_IGN:  # as nohup has it
@@ -139,7 +140,7 @@ class StopSignal:
         for stream in (1, 2) if number == HANGUP else ():
             if os.isatty(stream):
                 _silence(stream)
-        self.number, self.asked = number, min(self.asked, time.monotonic())
+        self.name, self.asked = signal.Signals(number).name, min(self.asked, time.monotonic())
 
 
 # ---- device and precision ----

@@ -12,7 +12,6 @@ import contextlib
 import math
 import os
 import secrets
-import signal
 import time
 from dataclasses import asdict
 from datetime import timedelta
@@ -23,9 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import checkpoint
-import folder
+import run_folder
 import loader
 from configurator import configure
+from data.common import prepare_if_missing
 from model import GPT, GPTConfig
 from runtime import (RESUMABLE, StopSignal, UserError, check_device, compile_or_warn, complaints, default_device,
                      device_name, explained, leave, precision, print0, seed_dropout, set_up_math, set_up_process, warn)
@@ -81,7 +81,7 @@ def problems():  # between keys, on top of what their comments allow
         yield f'n_embd={n_embd} is not a multiple of n_head={n_head}'
     if wandb_log and not find_spec('wandb'):
         yield 'wandb_log=True needs the package: pip install wandb'
-    yield from complaints(check_device, device) + complaints(folder.check_name, out_dir)
+    yield from complaints(check_device, device) + complaints(run_folder.check_name, out_dir)
 
 
 config, given = configure(globals())
@@ -94,7 +94,7 @@ parts, units = process.share(gradient_accumulation_steps, batch_size)
 
 # ---- what to continue ----
 if rank == 0 and not eval_only and checkpoint.present(out_dir):
-    folder.enter(out_dir)  # before it is read; no folder is made before all has been checked
+    run_folder.enter(out_dir)  # before it is read; no folder is made before all has been checked
 init_from, resumed, resumed_path = checkpoint.to_continue(out_dir, init_from, process.restarted())
 decided, saved = {}, resumed.get('config', {})  # what the checkpoint or a pretrained model decides, not the flags
 if resumed:
@@ -112,7 +112,7 @@ if decay_lr and min_lr > learning_rate:
 data_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', dataset)
 for first in (rank == 0, process.local_rank == 0):  # one process, then one on each machine that does not see its disk
     if prepare and first and dataset != 'openwebtext':
-        loader.prepare(data_dir)
+        prepare_if_missing(data_dir)
     if not process.agree(checkpoint.fingerprint(resumed)):  # the others wait here
         raise UserError(f'the processes find different states in {out_dir}, which must be on a disk that all share')
 meta, train_data, val_data = loader.open_data_set(data_dir, block_size)
@@ -188,7 +188,7 @@ def save(*names):
              'tokenizer': meta['tokenizer'], 'seed': seed, 'tokens_seen': tokens_seen, 'elapsed': elapsed,
              'record': record, 'run_id': run_id, 'job': checkpoint.JOB}
     try:
-        folder.claim(out_dir)  # it may have been removed, and another run started in its place
+        run_folder.claim(out_dir)  # it may have been removed, and another run started in its place
         checkpoint.save(out_dir, state, names)
         unsaved = None
     except ValueError as error:
@@ -199,13 +199,13 @@ def save(*names):
 
 
 if rank == 0 and not eval_only:
-    folder.enter(out_dir)
+    run_folder.enter(out_dir)
     if wandb_log:
         import wandb
         with explained(wandb.errors.Error, prefix='wandb_log=True, but Weights & Biases refuses: '):
             wandb.init(project=wandb_project, name=wandb_run_name, config=config, id=run_id, resume='allow')
     continued = init_from == 'resume' or (config['init_from'] == 'auto' and not checkpoint.present(out_dir))
-    metrics = folder.begin(out_dir, (iter_num if record is None else iter_num - 1) if continued else None)
+    metrics = run_folder.begin(out_dir, (iter_num if record is None else iter_num - 1) if continued else None)
 
 # ---- distributed, compiled ----
 model = gpt  # gpt stays the bare model, whose names are the saved ones
@@ -231,7 +231,7 @@ def evaluate():
     losses = torch.zeros(2, eval_iters + 1, device=device)  # a column for each batch, and one for "asked to stop"
     for row, (stream, data) in enumerate((('eval-train', train_data), ('eval-val', val_data))):
         for k in tqdm(range(rank, eval_iters, world_size), stream, leave=False, disable=None if rank == 0 else True):
-            if stop and stop.number:
+            if stop and stop.name:
                 losses[:, -1] = 1
                 break
             x, y = data.batch(seed, stream, 0, k, batch_size, block_size, device)
@@ -308,7 +308,7 @@ while True:
         summed[0] += loss.detach() / world_size
     scaler.unscale_(optimizer)
     grad_norm = torch.nn.utils.clip_grad_norm_(gpt.parameters(), grad_clip or math.inf).item()
-    summed[1:] += torch.tensor([stop.number is not None, not math.isfinite(grad_norm)], device=device)
+    summed[1:] += torch.tensor([stop.name is not None, not math.isfinite(grad_norm)], device=device)
     loss, stops, overflows = process.sum(summed).tolist()
     skipped = overflows == world_size and scaler.get_scale() > 1  # float16 has overflowed: a lower scale will do
     if not math.isfinite(loss) or (overflows and not skipped):
@@ -341,7 +341,7 @@ if wandb_log and rank == 0:
 if unsaved or (rank == 0 and metrics.unwritten):
     raise UserError(unsaved or f'the last lines of {metrics.path} could not be written')
 if stopping:
-    by = f' by {signal.Signals(stop.number).name}' if stop.number else ''  # it may have reached another rank
+    by = f' by {stop.name}' if stop.name else ''  # it may have reached another rank
     print0(f'stopped{by} at step {iter_num}, ' + (
         'nothing is lost: the same command with --init_from=auto goes on' if iter_num else 'before anything to save'))
     leave(RESUMABLE)

@@ -1,6 +1,6 @@
 """
 What the prepare.py scripts share: fetching a text from one of two sources, tokens on their way to disk, and putting a
-finished data set (train.bin, val.bin, meta.json) into its folder.
+finished data set (train.bin, val.bin, meta.json) into its folder; and how a run starts them.
 """
 import contextlib
 import hashlib
@@ -98,6 +98,15 @@ def replace_file(path, content):
 
 
 # ---- data sets ----
+
+def prepare_if_missing(folder):
+    """Runs the prepare.py of a data set's folder if there is one and train.bin is missing. UserError if it fails."""
+    script, train = (os.path.join(folder, name) for name in ('prepare.py', 'train.bin'))
+    if os.path.exists(script) and not os.path.exists(train):
+        print(f'no {train} yet: running {script}', flush=True)
+        if subprocess.run([sys.executable, script]).returncode:
+            raise UserError(f'{script} failed, as said above')
+
 
 def dtype_for(vocab_size):
     """The key of loader.DTYPES for ids below vocab_size: 'uint16' up to 65,536 of them, else 'uint32'."""

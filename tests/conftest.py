@@ -76,7 +76,7 @@ def run(script, *arguments, cwd=None, env=None, timeout=300, launcher=(), **keys
 
 def run_here(script, *arguments, **keys):
     """The same within this process, which saves the seconds that importing torch takes."""
-    import folder
+    import run_folder
     from runtime import sentence_for
     stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding='utf-8', errors=errors, write_through=True)
                       for errors in ('strict', 'backslashreplace'))
@@ -95,7 +95,7 @@ def run_here(script, *arguments, **keys):
         stderr.write(f'error: {sentence}\n')
     finally:
         sys.argv = argv
-        folder._claims.clear()  # a process that ends lets go of its locks
+        run_folder._claims.clear()  # a process that ends lets go of its locks
         for number, handler in handlers.items():
             signal.signal(number, handler)
     texts = (stream.buffer.getvalue().decode('utf-8') for stream in (stdout, stderr))

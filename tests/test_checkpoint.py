@@ -199,6 +199,14 @@ def test_a_checkpoint_of_nanogpt_is_read_and_goes_on_under_our_weight_decay_and_
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-5, atol=1e-6)
 
 
+def test_a_checkpoint_of_version_1_is_verified_by_the_checksums_of_its_archive(tmp_path):
+    path = tmp_path / 'last.pt'
+    torch.save({**state(4), 'format_version': 1, 'digest': {'model': 'of another kind', 'optimizer': ''}}, path)
+    assert checkpoint.load_to_resume(str(tmp_path))[0]['iter_num'] == 4
+    damage(path, 'optimizer')
+    assert 'its checksums do not match' in problem(checkpoint.load, str(path))
+
+
 @pytest.mark.parametrize('load', [checkpoint.load_to_sample, checkpoint.load_to_resume])
 @pytest.mark.parametrize('write', [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))])
 def test_a_checkpoint_that_runs_a_command_is_refused_and_does_nothing(tmp_path, write, load):

@@ -8,7 +8,7 @@ from test_distributed import same_curve
 from test_survival import one_state, patched
 from test_train import metrics
 
-import folder
+import run_folder
 
 POISON = """
 calls = []
@@ -87,4 +87,4 @@ def test_weights_that_an_update_has_spoilt_are_not_saved(tmp_path, char_data):
     keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'checkpoint_interval': 1, 'learning_rate': 1e38,
                    'decay_lr': False, 'min_lr': 0}
     assert 'model.transformer' in refused(run_here('train.py', **keys | {'weight_decay': 1e3}))
-    assert not any((tmp_path / 'out' / name).exists() for name in folder.CHECKPOINTS)
+    assert not any((tmp_path / 'out' / name).exists() for name in run_folder.CHECKPOINTS)

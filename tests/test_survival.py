@@ -21,7 +21,7 @@ from test_distributed import same_curve
 from test_train import metrics
 
 import checkpoint
-import folder
+import run_folder
 from runtime import RESUMABLE
 
 STEPS = 300
@@ -73,10 +73,10 @@ def outcome(out_dir):
 
 def one_state(out_dir):
     """The step of the state that would be resumed. Fails if a file of a finished save is broken."""
-    folder._claims.clear()
-    folder.claim(str(out_dir))
+    run_folder._claims.clear()
+    run_folder.claim(str(out_dir))
     assert not [name for name in os.listdir(out_dir) if 'tmp' in name]
-    folder._claims.clear()
+    run_folder._claims.clear()
     return checkpoint.load_to_resume(str(out_dir))[0]['iter_num']
 
 
@@ -100,7 +100,7 @@ def test_a_run_killed_anywhere_ends_as_an_undisturbed_one(forked, tmp_path, char
         if not in_save:  # or in one, if that is sooner
             when['after'] = chance.uniform(0, window)
         assert forked.train({**keys, 'out_dir': out_dir, 'init_from': start}, **when) == -9, forked.log.read_text()
-        if any((out_dir / name).exists() for name in folder.CHECKPOINTS):
+        if any((out_dir / name).exists() for name in run_folder.CHECKPOINTS):
             before, steps, start = steps, one_state(out_dir), later
             assert before <= steps < STEPS
             if not in_save:
@@ -223,7 +223,7 @@ def test_what_could_not_be_saved_or_written_at_the_end_is_an_error(tmp_path, cha
     keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'init_from': 'auto'}
     full = Mock(side_effect=OSError(errno.ENOSPC, 'No space left on device'))
     with monkeypatch.context() as patch:
-        patch.setattr(folder, 'open', full, raising=False)
+        patch.setattr(run_folder, 'open', full, raising=False)
         assert 'the last lines of' in refused(run_here('train.py', **keys))
     with monkeypatch.context() as patch:
         patch.setattr(os, 'link', full), patch.setattr(shutil, 'copyfile', full)
@@ -333,9 +333,11 @@ def test_a_job_whose_ranks_are_killed_goes_on_by_itself_and_ends_as_an_undisturb
     with log.open('w') as output:
         agent = subprocess.Popen(launcher, stdout=output, stderr=output)
     for kill in range(kills):
-        before, deadline = log.read_text().count('\nstep '), time.monotonic() + 60  # no hang
-        while log.read_text().count('\nstep ') < before + chance.randint(1, 9):
+        deadline, started = time.monotonic() + 60, None  # no hang
+        while started is None or log.read_text().count('\nstep ') < started + chance.randint(1, 9):
             assert agent.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            if started is None and len(seen.union(ranks(agent))) == 2 * kill + 2:  # not the survivors of the last kill
+                started = log.read_text().count('\nstep ')
             time.sleep(0.05)
         seen.update(ranks(agent))
         os.kill(ranks(agent)[kill % 2], signal.SIGKILL)
