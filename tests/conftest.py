@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch: the tests share the cores by processes, not threads
 import numpy as np
 import pytest
 import torch
