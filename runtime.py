@@ -169,25 +169,25 @@ def check_device(device):
     return parsed
 
 
-def default_dtype(device, training_width=0):
-    """The fastest safe precision on a torch.device: 'bfloat16', 'float16' or 'float32'. training_width: the n_embd of a
-    model that is to be trained, 0 for one that only samples.
+def default_dtype(device, width, training=True):
+    """The fastest safe precision on a torch.device: 'bfloat16', 'float16' or 'float32'. width: n_embd of the model.
 
     CUDA cards of compute capability 8 and newer multiply in bfloat16; older ones (T4, V100) only emulate it and take
-    float16. CPUs with AMX or AVX512-BF16 train wide models faster in bfloat16 (2 cores of an AVX512-BF16 EPYC: 2.3x at
-    n_embd 384, 2.2x at 768); at 128 the 1.3x is not worth the rounding, and sampling was not measured."""
+    float16. CPUs with AMX or AVX512-BF16 are faster in bfloat16 where the model is not tiny (2 cores with AVX512-BF16,
+    a step at n_embd 128: 1.7x, 384: 2.7x; sampling at 384: 1.7x, at 768: 3x; docs/benchmarks.md)."""
     if device.type == 'cuda':
         return 'bfloat16' if torch.cuda.get_device_capability(device)[0] >= 8 else 'float16'
-    if device.type == 'cpu' and training_width >= 256:
+    if device.type == 'cpu' and width >= (128 if training else 256):
         capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
         if capabilities.get('amx_bf16') or capabilities.get('avx512_bf16'):
             return 'bfloat16'
     return 'float32'
 
 
-def precision(device, dtype, training_width=0):
-    """The resolved dtype name, a factory of autocast contexts, and the gradient scaler (active in float16 only)."""
-    name = default_dtype(device, training_width) if dtype == 'auto' else dtype
+def precision(device, dtype, width):
+    """For training: the resolved dtype name, a factory of autocast contexts, and the gradient scaler (active in float16
+    only)."""
+    name = default_dtype(device, width) if dtype == 'auto' else dtype
 
     def autocast():
         if name == 'float32':
@@ -225,17 +225,28 @@ def synchronize(device):
         getattr(torch, device.type).synchronize()
 
 
-def peak_memory(device):
-    """(bytes or None, what they count): the most memory this process has held on the device so far."""
-    if device.type == 'cuda':
+def peak_memory(device, children=False):
+    """(bytes or None, what they count): the most memory this process, or any that it has waited for, has held on the
+    device so far."""
+    if device.type == 'cuda' and not children:
         return torch.cuda.max_memory_allocated(device), 'allocated on the GPU'
-    if device.type == 'mps':
+    if device.type == 'mps' and not children:
         return torch.mps.driver_allocated_memory(), 'held by Metal now'
     if os.name != 'posix':
         return None, 'unknown on this system'
     import resource
     unit = 1 if sys.platform == 'darwin' else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, 'resident in RAM'
+    who = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
+    return resource.getrusage(who).ru_maxrss * unit, 'resident in RAM' + ', of the largest process' * children
+
+
+def room_for_batch(device):
+    """Bytes that a batch of sequences to continue may take: half of what is free on a GPU, a quarter of the RAM."""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0] // 2
+    if hasattr(os, 'sysconf') and 'SC_PHYS_PAGES' in os.sysconf_names:
+        return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 4
+    return 2 ** 30
 
 
 def compile_or_warn(model, trial, **options):
@@ -288,8 +299,9 @@ class Process:
         return tensor
 
     def total(self, *numbers):
-        """Sums of small whole numbers over all ranks, as a list of int, for which this rank has waited."""
-        return self.sum(torch.tensor(numbers, device=self.device)).tolist()
+        """Sums of small whole numbers over all ranks, as a list of int, for which this rank has waited, but not for its
+        GPU: they travel beside it."""
+        return self.sum(torch.tensor(numbers)).tolist()
 
     def agree(self, number):
         """Whether all ranks have given the same number, of at most 24 bits: then its variance is 0."""
@@ -299,6 +311,43 @@ class Process:
     def restarted(self):
         """Whether torchrun has started any rank of this job before."""
         return self.total(RESTARTS)[0] > 0
+
+
+class Guard:
+    """Keeps what is not finite from the weights, on all ranks alike, and without a wait for the device in each step.
+
+    After a step whose loss or gradient is not finite no step changes the weights, until look() tells; but where float16
+    has overflowed only that step is left out, and the scaler lowers its scale, as long as that is above 1."""
+
+    def __init__(self, process, optimizer, scaler):
+        self.process, self.optimizer, self.scaler = process, optimizer, scaler
+        # Loss and norm of the last step, steps left out, whether halted, and number, loss and norm of what did that.
+        self.seen = torch.zeros(7, device=process.device)
+
+    def step(self, number, loss, grad_norm):
+        """The optimizer's step of this number, for this rank's share of the loss and its norm of the gradient."""
+        one = torch.ones((), device=self.process.device)
+        scale = self.scaler.scale(one)
+        loss, overflows = self.process.sum(torch.stack([loss, ~grad_norm.isfinite()]))  # over all ranks
+        skipped = (overflows == self.process.world_size) & (scale > 1)
+        bad = ~loss.isfinite() | ((overflows > 0) & ~skipped)
+        halted = self.seen[3] > 0
+        first = torch.where(halted, self.seen[4:], torch.stack([one * number, loss, grad_norm]))
+        self.seen = torch.cat([torch.stack([loss, grad_norm, self.seen[2] + skipped, halted | bad]), first])
+        self.optimizer.found_inf = self.seen[3].maximum(skipped)  # a fused optimizer does nothing where this is 1
+        self.optimizer.step()
+        self.scaler.update()
+        if self.scaler.is_enabled():  # which has not seen what was finite before the norm, or on this rank
+            self.scaler.update(torch.where(skipped, scale / 2, self.scaler.scale(one)))
+
+    def look(self):
+        """(loss, gradient norm, steps left out since the last look, None or (number, sentence) of the first step that
+        was not finite), for which this rank waits for its device."""
+        loss, norm, skipped, halted, *first = self.seen.tolist()
+        self.seen[2] = 0
+        wrong = (f'after step {first[0] - 1:.0f} the loss is {first[1]} and the gradient norm {first[2]}: stopped '
+                 'before they reached the weights')
+        return loss, norm, int(skipped), (int(first[0]), wrong) if halted else None
 
 
 def set_up_process(device, backend):
@@ -312,6 +361,7 @@ def set_up_process(device, backend):
         parsed = check_device(f'cuda:{LOCAL_RANK}')
         torch.cuda.set_device(parsed)
         backend = backend if dist.is_nccl_available() else 'gloo'  # Windows has no nccl
+        backend = 'cpu:gloo,cuda:nccl' if backend == 'nccl' else backend
     else:
         backend = 'gloo'
     store, rank, world_size = next(iter(dist.rendezvous('env://', timeout=timedelta(minutes=30))))
@@ -320,7 +370,7 @@ def set_up_process(device, backend):
         # Several machines do not count restarts alike: there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes a new store.
         store = dist.PrefixStore(f'restart {RESTARTS}', store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size,
-                            device_id=parsed if backend == 'nccl' else None)
+                            device_id=parsed if 'nccl' in backend else None)
     _explain_user_errors()  # init_process_group has put a hook of its own before ours
     return Process(parsed, rank, LOCAL_RANK, world_size)
 

@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 import checkpoint
 from configurator import configure
+from generation import stream
 from loader import read_meta
 from model import GPT, GPTConfig
-from runtime import (UserError, check_device, compile_or_warn, complaints, default_device, device_name, explained,
-                     precision, set_up_math, warn)
+from runtime import (UserError, check_device, compile_or_warn, complaints, default_device, default_dtype, device_name,
+                     explained, room_for_batch, set_up_math, warn)
 from tokenizer import GPT2Tokenizer, load_tokenizer
 
 # ---- configuration ----
@@ -39,6 +40,10 @@ max_new_tokens = 500                # >= 0 tokens in a completion
 temperature = 0.8                   # >= 0; below 1 bolder, above 1 wilder, 0 the likeliest token always
 top_k: int | None = 200             # >= 0 likeliest tokens to choose from; 0 or None: all
 top_p: float | None = None          # (0, 1], choose from the fewest tokens of this probability in sum; None: all
+min_p: float | None = None          # [0, 1], choose from tokens this times as likely as the likeliest; None: all
+repetition_penalty = 1.0            # > 0; above 1 makes tokens that the text has already less likely
+stop = ''                           # text that ends a completion, and is not part of it; '': none
+stride: int | None = None           # >= 1 tokens by which a full window moves; 1: exact and slow; None: block_size / 2
 seed = 1337                         # [0, 4294967295], the same seed gives the same text
 # System
 device = default_device()           # cuda, cuda:1, mps or cpu; unless told, the best one here
@@ -93,7 +98,6 @@ else:
 
 # ---- model and tokenizer ----
 device = check_device(device)
-precision_name, autocast, _ = precision(device, dtype)
 set_up_math(seed, device)
 if init_from == 'resume':
     saved, path = checkpoint.load_to_sample(out_dir)
@@ -114,46 +118,87 @@ else:
 if tokenizer.vocab_size > model.config.vocab_size:
     raise UserError(f'{path} has a vocabulary of {model.config.vocab_size} tokens and its tokenizer one of '
                     f'{tokenizer.vocab_size}: they do not belong together')
-model.eval().to(device)
+precision_name = default_dtype(device, model.config.n_embd, training=False) if dtype == 'auto' else dtype
+model.eval().to(device, getattr(torch, precision_name))
+encoded = [tokenizer.encode(text) for text in texts]
+
+
 if compile:
-    with torch.no_grad(), autocast():
-        example = torch.zeros(num_samples, 2, dtype=torch.int64, device=device)
-        compile = compile_or_warn(model, lambda: model(example), dynamic=True)
+    example = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    compile = compile_or_warn(model, lambda: model.generate(example, min(3, model.config.block_size),
+                                                            num_samples=num_samples), dynamic=True)
 print(f'{origin}; {device_name(device)}, {precision_name}, {"compiled" if compile else "eager"}', file=sys.stderr)
 
 
 # ---- generation ----
-def complete(ids, number, show=None):
-    """Completions of a prompt's ids, as a list of num_samples str; show is called with each piece of the first."""
-    context = torch.tensor([ids], dtype=torch.int64, device=device).expand(num_samples, -1)  # (num_samples, T)
-    generator = torch.Generator(device).manual_seed(seed + number)
-    decode_piece, new = tokenizer.decoder(), []
-    with autocast(), explained(ValueError):
-        for chosen in model.stream(context, max_new_tokens, temperature, top_k, top_p, vocab_size=tokenizer.vocab_size,
-                                   generator=generator):
-            new.append(chosen)  # (num_samples, 1)
-            if show:
-                show(decode_piece(chosen[0].tolist()))
-    return [tokenizer.decode(row) for row in torch.cat([context[:, :0], *new], dim=1).tolist()]
+def batches():
+    """Yields (first, last, samples): prompts first to last - 1 and a range of samples of each, to be continued at once,
+    as many as there is memory for keys, values and logits, and for encoding the prompts."""
+    c, longest = model.config, min(model.config.block_size, max(map(len, encoded)) + max_new_tokens)
+    rows = max(1, min(256, room_for_batch(device) // (longest * c.n_embd * (8 * c.n_layer + 40) + 20 * c.vocab_size)))
+    together = max(1, rows // num_samples)
+    for first in range(0, len(encoded), together):
+        for begin in range(0, num_samples, rows):
+            yield first, min(first + together, len(encoded)), range(begin, min(begin + rows, num_samples))
+
+
+def complete(first, last, samples, show=None):
+    """Completions of a batch, as a list of str; show is called with each piece of the first as it comes."""
+    ids = [torch.tensor(row, dtype=torch.int64) for row in encoded[first:last]]
+    seeds = [((seed * 1_000_003 + prompt) * 1_000_003 + sample) % 2 ** 63
+             for prompt in range(first, last) for sample in samples]
+    texts, shown, unfinished = [''] * len(seeds), 0, range(len(seeds))
+    decoders, new = [tokenizer.decoder() for _ in seeds], [torch.empty(len(seeds), 0, dtype=torch.int64, device=device)]
+    for chosen in stream(model, torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device), max_new_tokens,
+                         temperature, top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+                         vocab_size=tokenizer.vocab_size, lengths=[len(row) for row in ids], num_samples=len(samples),
+                         seeds=seeds, stride=stride):
+        new.append(chosen)  # (rows, 1)
+        if not (show or stop):
+            continue  # no step waits for the device
+        chosen = chosen.tolist()
+        for row in unfinished if stop else [0]:
+            texts[row] += decoders[row](chosen[row])
+        if stop:
+            unfinished = [row for row in unfinished if stop not in texts[row]]
+            if not unfinished:
+                break
+        if show and 0 in unfinished:  # what may be the beginning of stop waits
+            ready = max(shown, len(texts[0]) - max(0, len(stop) - 1))
+            show(texts[0][shown:ready])
+            shown = ready
+    texts = [tokenizer.decode(row) for row in torch.cat(new, dim=1).tolist()]
+    if stop:
+        texts = [text.partition(stop)[0] for text in texts]
+    if show:
+        show(texts[0][shown:])
+    return texts
 
 
 for name in 'SIGINT', 'SIGPIPE':  # Ctrl-C ends the text, and so does `| head`, without a traceback
     if hasattr(signal, name):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
 sys.stdout.reconfigure(errors='replace')  # a terminal may not know every character of the text
-encoded = [tokenizer.encode(text) for text in texts]
-if prompts:
-    with explained(OSError, ValueError, prefix='output cannot be written: '):
-        # backslashreplace: half a surrogate pair, which JSON allows and UTF-8 does not, stays an escape
-        with open(output + '.tmp', 'w', encoding='utf-8', errors='backslashreplace') as file:
-            for number, text in enumerate(tqdm(texts, 'prompts', disable=None)):
-                line = {'prompt': text, 'completions': complete(encoded[number], number)}
-                file.write(json.dumps(line, ensure_ascii=False) + '\n')
-        os.replace(output + '.tmp', output)
-else:
-    live = sys.stdout.isatty()
-    write = partial(print, end='', flush=True)
-    if live:
-        write(texts[0])
-    for i, completion in enumerate(complete(encoded[0], 0, write if live else None)):
-        print(('' if live and i == 0 else texts[0] + completion) + '\n---------------')
+with explained(ValueError):
+    if prompts:
+        found = [[] for _ in texts]
+        with explained(OSError, prefix='output cannot be written: '):
+            # backslashreplace: half a surrogate pair, which JSON allows and UTF-8 does not, stays an escape
+            with open(output + '.tmp', 'w', encoding='utf-8', errors='backslashreplace') as file:
+                for first, last, samples in tqdm(list(batches()), 'batches', disable=None):
+                    completed = complete(first, last, samples)
+                    for number in range(first, last):
+                        found[number] += completed[(number - first) * len(samples):][:len(samples)]
+                        if len(found[number]) == num_samples:
+                            line = {'prompt': texts[number], 'completions': found[number]}
+                            file.write(json.dumps(line, ensure_ascii=False) + '\n')
+            os.replace(output + '.tmp', output)
+    else:
+        live = sys.stdout.isatty()
+        write = partial(print, end='', flush=True)
+        for first, last, samples in batches():
+            show = write if live and samples[0] == 0 else None
+            if show:
+                show(texts[0])
+            for i, completion in enumerate(complete(first, last, samples, show)):
+                print(('' if show and i == 0 else texts[0] + completion) + '\n---------------')

@@ -5,8 +5,6 @@ Trains a GPT, on one device or, started by torchrun, on many. Run any of these:
     python train.py config/train_shakespeare_char.py --device=cpu --n_layer=2 --max_iters=500
     python train.py config/train_shakespeare_char.py --init_from=resume --max_iters=8000
     torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
-
-The README says how to run on several machines. --help explains every key.
 """
 import contextlib
 import math
@@ -27,7 +25,7 @@ import loader
 from configurator import configure
 from data.common import prepare_if_missing
 from model import GPT, GPTConfig
-from runtime import (RESUMABLE, StopSignal, UserError, check_device, compile_or_warn, complaints, default_device,
+from runtime import (RESUMABLE, Guard, StopSignal, UserError, check_device, compile_or_warn, complaints, default_device,
                      device_name, explained, leave, precision, print0, seed_dropout, set_up_math, set_up_process, warn)
 
 # ---- configuration ----
@@ -74,6 +72,7 @@ backend = 'nccl'                    # 'nccl' | 'gloo' | 'mpi' between CUDA ranks
 device = default_device()           # cuda, cuda:1, mps or cpu; unless told, the best one here
 dtype = 'auto'                      # 'auto' | 'float32' | 'bfloat16' | 'float16'
 compile: bool | None = None         # torch.compile; None: on CUDA only
+activation_checkpointing = False    # True: less memory for activations, about a third more time
 
 
 def problems():  # between keys, on top of what their comments allow
@@ -144,6 +143,7 @@ if resumed.get('tokenizer', meta['tokenizer']) != meta['tokenizer']:
 train_data.check_ids(meta['vocab_size'] or gpt.config.vocab_size)
 val_data.check_ids(train_data.vocab_size)
 gpt.to(device)
+gpt.checkpointing = activation_checkpointing
 
 # ---- optimizer ----
 precision_name, autocast, scaler = precision(device, dtype, gpt.config.n_embd)
@@ -217,7 +217,8 @@ if compile:
     x, y = train_data.batch(seed, 'train', 0, 0, batch_size, block_size, device, 0, parts)
     model.train(not eval_only)
     with autocast(), torch.set_grad_enabled(not eval_only):  # through DDP, for which it splits the backward pass
-        compile = compile_or_warn(gpt, lambda: model(x, y)[1] if eval_only else model(x, y)[1].backward())
+        compile = compile_or_warn(gpt, lambda: model(x, y, with_logits=False)[1] if eval_only else
+                                  model(x, y, with_logits=False)[1].backward())
     gpt.zero_grad(set_to_none=True)
 
 # ---- evaluation ----
@@ -236,7 +237,7 @@ def evaluate():
                 break
             x, y = data.batch(seed, stream, 0, k, batch_size, block_size, device)
             with autocast():
-                losses[row, k] = gpt(x, y)[1]
+                losses[row, k] = gpt(x, y, with_logits=False)[1]
     gpt.train()
     process.sum(losses)
     return None if losses[0, -1] else losses[:, :-1].mean(dim=1).tolist()
@@ -259,12 +260,30 @@ print0(f'memory   {16 * parameters / 2**20:,.0f} MiB a device for weights, gradi
 session_start, evaluation_seconds, stopping = time.perf_counter() - elapsed, 0.0, False
 stop = StopSignal()
 progress = tqdm(total=max_iters, initial=iter_num, unit='step', disable=None if rank == 0 else True)
+guard = Guard(process, optimizer, scaler)
 window = []  # seconds of each step since the last line
 while True:
     finished = iter_num >= max_iters
+    evaluating = finished or iter_num % eval_interval == 0
+    due = evaluating or (checkpoint_interval and iter_num % checkpoint_interval == 0)
+    logging = window and (iter_num % log_interval == 0 or iter_num == 1)
+    if window and (logging or due or stopping):  # no other step waits for the device
+        loss, grad_norm, skipped, wrong = guard.look()
+        if wrong:
+            give_up(*wrong)
+        record = {'skipped': skipped} if skipped else {}
+    if logging:
+        lr, seconds = get_lr(iter_num - 1), sum(window) / len(window)
+        window.clear()
+        mfu = gpt.estimate_mfu(gradient_accumulation_steps * batch_size / world_size, seconds)
+        eta = (max_iters - iter_num) * (seconds + evaluation_seconds / eval_interval)
+        record |= {'loss': loss, 'lr': lr, 'grad_norm': grad_norm if math.isfinite(grad_norm) else None,
+                   'ms_per_step': 1000 * seconds, 'tokens_per_s': tokens_per_step / seconds, 'mfu': mfu}
+        print0(f'step {iter_num}: loss {loss:.4f}, lr {lr:.2e}, norm {grad_norm:.2f}, {1000 * seconds:.1f} ms, '
+               f'{tokens_per_step / seconds:,.0f} tokens/s, MFU {"n/a" if mfu is None else f"{mfu:.1%}"}, '
+               f'ETA {timedelta(seconds=round(eta))}')
     elapsed = time.perf_counter() - session_start
     if record is not None:  # None: the session before has dealt with this step
-        evaluating = finished or iter_num % eval_interval == 0
         if evaluating and not stopping:
             losses = evaluate()
             stopping = losses is None
@@ -284,7 +303,6 @@ while True:
             if wandb_log:
                 wandb.log({'iter': iter_num, **record})
         record, before, best_val_loss = None, best_val_loss, losses[1] if improved else best_val_loss
-        due = evaluating or (checkpoint_interval and iter_num % checkpoint_interval == 0)
         if due and (iter_num or finished) and rank == 0:
             save(*['ckpt'] * (evaluating and (improved or always_save_checkpoint)), 'last')
             best_val_loss = before if unsaved else best_val_loss  # of what there is on the disk
@@ -292,10 +310,9 @@ while True:
         break
 
     step_start = time.perf_counter()
-    lr = get_lr(iter_num)
     for group in optimizer.param_groups:
-        group['lr'] = lr
-    summed = torch.zeros(3, device=device)  # over ranks: the loss, how many were asked to stop, and are not finite
+        group['lr'] = get_lr(iter_num)
+    loss = torch.zeros((), device=device)  # this rank's share
     for unit in units:
         micro_batch, part = divmod(unit, parts)
         x, y = train_data.batch(seed, 'train', iter_num, micro_batch, batch_size, block_size, device, part, parts)
@@ -303,36 +320,17 @@ while True:
         # Gradients are averaged over ranks once, at the last micro-batch.
         with contextlib.nullcontext() if model is gpt or unit == units[-1] else model.no_sync():
             with autocast():
-                loss = model(x, y)[1] / len(units)
-            scaler.scale(loss).backward()
-        summed[0] += loss.detach() / world_size
+                part_loss = model(x, y, with_logits=False)[1] / len(units)
+            scaler.scale(part_loss).backward()
+        loss += part_loss.detach() / world_size
     scaler.unscale_(optimizer)
-    grad_norm = torch.nn.utils.clip_grad_norm_(gpt.parameters(), grad_clip or math.inf).item()
-    summed[1:] += torch.tensor([stop.name is not None, not math.isfinite(grad_norm)], device=device)
-    loss, stops, overflows = process.sum(summed).tolist()
-    skipped = overflows == world_size and scaler.get_scale() > 1  # float16 has overflowed: a lower scale will do
-    if not math.isfinite(loss) or (overflows and not skipped):
-        give_up(iter_num + 1, f'after step {iter_num} the loss is {loss} and the gradient norm {grad_norm}: stopped '
-                              'before they reached the weights')
-    if not skipped:
-        scaler.step(optimizer)
-    scaler.update(scaler.get_scale() / 2 if skipped else None)
+    guard.step(iter_num + 1, loss, torch.nn.utils.clip_grad_norm_(gpt.parameters(), grad_clip or math.inf))
     optimizer.zero_grad(set_to_none=True)
     iter_num += 1
     tokens_seen += tokens_per_step
-    stopping, record = stops > 0, {'skipped': True} if skipped else {}
+    stopping, record = process.total(stop.name is not None)[0] > 0, {}
     window.append(time.perf_counter() - step_start)
     progress.update()
-    if iter_num % log_interval == 0 or iter_num == 1:
-        seconds = sum(window) / len(window)
-        window.clear()
-        mfu = gpt.estimate_mfu(gradient_accumulation_steps * batch_size / world_size, seconds)
-        eta = (max_iters - iter_num) * (seconds + evaluation_seconds / eval_interval)
-        record |= {'loss': loss, 'lr': lr, 'grad_norm': None if skipped else grad_norm, 'ms_per_step': 1000 * seconds,
-                   'tokens_per_s': tokens_per_step / seconds, 'mfu': mfu}
-        print0(f'step {iter_num}: loss {loss:.4f}, lr {lr:.2e}, norm {grad_norm:.2f}, {1000 * seconds:.1f} ms, '
-               f'{tokens_per_step / seconds:,.0f} tokens/s, MFU {"n/a" if mfu is None else f"{mfu:.1%}"}, '
-               f'ETA {timedelta(seconds=round(eta))}')
 
 # ---- end ----
 progress.close()

@@ -1,4 +1,4 @@
-"""model.py: equal to Hugging Face's GPT-2, causal, initialised and sampled as promised."""
+"""model.py: equal to Hugging Face's GPT-2 and to torch's own kernels, causal and initialised as promised."""
 import math
 
 import pytest
@@ -6,7 +6,7 @@ import torch
 from conftest import TINY_GPT, tiny_gpt, tiny_ids
 from torch.nn import functional as F
 
-from model import GPT, GPTConfig, peak_flops
+from model import GPT, GPTConfig, causal_attention, dropout, peak_flops
 
 # ---- equal to GPT-2 ----
 
@@ -45,7 +45,7 @@ def test_a_pretrained_model_has_its_activation_and_only_dropout_can_be_overridde
     theirs, directory = hugging_face
     ours = GPT.from_pretrained(directory, {'dropout': 0.25})
     assert ours.config.gelu == ('exact' if theirs.config.activation_function == 'gelu' else 'tanh')
-    assert ours.config.dropout == ours.transformer.drop.p == 0.25
+    assert ours.config.dropout == ours.transformer.h[0].attn.dropout == ours.transformer.h[0].mlp.dropout == 0.25
     with pytest.raises(ValueError, match='only dropout'):
         GPT.from_pretrained(directory, {'n_layer': 1})
 
@@ -141,11 +141,20 @@ def test_inference_gives_the_last_position_and_ignored_targets_do_not_count():
     torch.testing.assert_close(model(x, ignored)[1], F.cross_entropy(full[:, :3].flatten(0, 1), y[:, :3].flatten()))
 
 
-def test_dropout_acts_in_training_only_and_bias_false_leaves_none():
-    model, x = tiny_gpt(dropout=0.5, bias=False), tiny_ids(2, 16)
+def test_dropout_acts_in_training_only_and_where_gpt2_has_it(monkeypatch):
+    model, x, drawn = tiny_gpt(dropout=0.5), tiny_ids(3, 8), []
     assert torch.equal(model(x)[0], model(x)[0])
     assert not torch.equal(model.train()(x)[0], model(x)[0])
-    assert not [name for name, _ in model.named_parameters() if name.endswith('bias')]
+    monkeypatch.setattr('model._kept', lambda shape, p, dtype: drawn.append((*shape, p)) or torch.ones(shape))
+    model(x)
+    stream, weights = (3, 8, 16, 0.5), (3, 2, 8, 8, 0.5)
+    assert drawn == [stream] + [weights, stream, stream] * 2
+    model.eval()(x)
+    assert len(drawn) == 7
+
+
+def test_bias_false_leaves_none():
+    assert not [name for name, _ in tiny_gpt(bias=False).named_parameters() if name.endswith('bias')]
 
 
 def test_exact_and_tanh_gelu_differ_a_little():
@@ -178,6 +187,81 @@ def test_a_cropped_model_is_smaller_and_the_same_within_its_context():
     for size in (9, 0):
         with pytest.raises(ValueError, match='8 positions'):
             model.crop_block_size(size)
+
+
+# ---- what a CPU computes in another way ----
+
+@pytest.mark.parametrize('dtype, p, tolerance', [
+    (torch.float32, 1e-9, 1e-5), (torch.float32, 0.3, 1e-5), (torch.bfloat16, 0.0, 4e-2), (torch.bfloat16, 0.3, 4e-2)])
+def test_attention_written_out_is_torchs_own_and_its_dropout_that_of_the_formula(monkeypatch, dtype, p, tolerance):
+    B, nh, T, hs = 42, 4, 128, 8  # 32 sequences at a time, and 10
+    torch.manual_seed(0)
+    inputs = [torch.randn(B, nh, T, hs, dtype=dtype).requires_grad_() for _ in 'qkv']
+    gradient, kept = torch.randn(B, nh, T, hs, dtype=dtype), torch.rand(nh, T, T) >= p
+    q, k, v = (x.float() for x in inputs)
+    if p < 0.1:
+        expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    else:
+        weights = q @ k.transpose(2, 3) / math.sqrt(hs) + torch.full((T, T), -math.inf).triu(1)
+        expected = weights.softmax(-1) * kept / (1 - p) @ v
+        monkeypatch.setattr('model._kept', lambda shape, rate, dtype: (kept * (rate == p)).to(dtype).expand(shape))
+    expected = [expected, *torch.autograd.grad(expected, inputs, gradient.float())]
+    monkeypatch.setattr(F, 'scaled_dot_product_attention', None)
+    found = causal_attention(*inputs, p)
+    for ours, theirs in zip([found, *torch.autograd.grad(found, inputs, gradient)], expected, strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.float(), theirs.float(), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize('p', [0.05, 0.2, 0.5])
+def test_dropout_zeroes_each_element_by_itself_with_its_probability(p):
+    torch.manual_seed(0)
+    masks = [dropout(torch.full((1_000_003,), 3.0), p) for _ in range(2)]
+    assert sorted(masks[0].unique().tolist()) == pytest.approx([0, 3 / (1 - p)])
+    a, b = ((mask.ne(0).double() - (1 - p)) / math.sqrt(p * (1 - p)) for mask in masks)  # mean 0, variance 1
+    independent = [a, a * b, *(a[lane::4] for lane in range(4)), *(a[lag:] * a[:-lag] for lag in range(1, 9))]
+    assert all(abs(values.mean().item()) < 4 / math.sqrt(len(values)) for values in independent)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('shape', [(1,), (3, 5, 67), (2, 501)])
+def test_dropout_follows_torchs_seed_and_its_gradient_is_its_mask(shape, dtype):
+    def dropped(seed, x):
+        torch.manual_seed(seed)
+        return dropout(x, 0.25)
+
+    x = torch.full(shape, 2.0, dtype=dtype, requires_grad=True)
+    y = dropped(0, x)
+    y.sum().backward()
+    assert torch.equal(y, 2 * x.grad) and y.shape == shape and y.dtype == dtype
+    assert torch.equal(dropped(0, x), y) and (len(shape) == 1 or not torch.equal(dropped(1, x), y))
+    assert torch.equal(dropout(x, 0.0), x)
+
+
+@pytest.mark.parametrize('checkpointing', [False, True])
+@pytest.mark.parametrize('at_once, rows', [(2 ** 26, [64]), (32 * 31, [32] * 2), (5 * 31 + 9, [5] * 12 + [4]),
+                                           (1, [1] * 64)])
+def test_a_loss_without_logits_is_the_loss_with_them(monkeypatch, at_once, rows, checkpointing):
+    model, x, y = tiny_gpt(dropout=0.3).train(), tiny_ids(4, 16), tiny_ids(4, 16, seed=2)
+    y[:, 3] = y[1] = -1
+    heads, blocks = [], []
+    model.lm_head.register_forward_pre_hook(lambda head, inputs: heads.append(inputs[0].numel() // 16))
+    model.transformer.h[0].register_forward_pre_hook(lambda *_: blocks.append(1))
+
+    def loss_and_gradients(with_logits):
+        torch.manual_seed(5)
+        logits, loss = model(x, y, with_logits=with_logits)
+        assert (logits is not None) == with_logits
+        return loss, *torch.autograd.grad(loss, list(model.parameters()))
+
+    expected = loss_and_gradients(with_logits=True)
+    monkeypatch.setattr('model.LOGITS_AT_ONCE', at_once)
+    model.checkpointing = checkpointing
+    heads.clear(), blocks.clear()
+    torch.testing.assert_close(loss_and_gradients(with_logits=False), expected)
+    assert sorted(heads) == sorted(rows * min(2, len(rows)))  # each part again on the way back
+    assert len(blocks) == 1 + checkpointing
+    torch.testing.assert_close(loss_and_gradients(with_logits=True), expected)
 
 
 # ---- optimizer and arithmetic ----

@@ -1,5 +1,8 @@
 """Numbers that are not finite never reach the weights or a checkpoint: all ranks stop or skip together, and
 metrics.jsonl says what happened."""
+import math
+import signal
+
 import pytest
 import torch
 from conftest import TINY, refused, run, run_here, succeeded
@@ -9,6 +12,7 @@ from test_survival import one_state, patched
 from test_train import metrics
 
 import run_folder
+from runtime import RESUMABLE, Guard, Process
 
 POISON = """
 calls = []
@@ -39,6 +43,63 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights(tmp_path
     assert [line['step'] for line in metrics(out_dir) if 'error' not in line] == list(range(7)) == [*range(7)]
 
 
+def test_a_gradient_that_is_not_finite_is_named_also_where_the_next_look_is_later(tmp_path, char_data):
+    ended, out_dir = poisoned(tmp_path, char_data, log_interval=100, checkpoint_interval=0)
+    assert 'after step 3 the loss is' in refused(ended) and 'gradient norm nan' in refused(ended)
+    assert not any((out_dir / name).exists() for name in run_folder.CHECKPOINTS)
+    assert [line['step'] for line in metrics(out_dir)] == [0, 1, 4] and 'error' in metrics(out_dir)[-1]
+
+
+def guarded(float16=False):
+    """(weight, optimizer, scaler, Guard) of a model of one weight."""
+    weight = torch.nn.Parameter(torch.ones(()))
+    optimizer, scaler = torch.optim.AdamW([weight], fused=True), torch.amp.GradScaler('cpu', enabled=float16)
+    return weight, optimizer, scaler, Guard(Process(weight.device), optimizer, scaler)
+
+
+@pytest.mark.parametrize('loss, norm', [(1.0, math.nan), (1.0, math.inf), (math.nan, 1.0)])
+def test_after_a_step_that_is_not_finite_none_changes_the_weight(loss, norm):
+    weight, _, _, guard = guarded()
+    weight.grad, weights = torch.ones(()), []
+    for step, numbers in enumerate([(1.0, 1.0), (1.0, 1.0), (loss, norm), (2.0, 2.0), (2.0, math.nan)], start=1):
+        guard.step(step, *map(torch.tensor, numbers))
+        weights.append(weight.item())
+        assert step != 2 or guard.look() == (1.0, 1.0, 0, None)
+    assert 1 > weights[0] > weights[1] == weights[2] == weights[3] == weights[4]
+    number, sentence = guard.look()[3]
+    assert number == 3 and f'after step 2 the loss is {loss} and the gradient norm {norm}: ' in sentence
+
+
+def test_steps_left_out_for_float16_are_counted_from_one_look_to_the_next():
+    weight, optimizer, scaler, guard = guarded(float16=True)
+    for norm in (1.0, math.inf, math.inf, 1.0):
+        scaler.scale(weight * 1).backward()
+        scaler.unscale_(optimizer)
+        guard.step(1, torch.tensor(1.0), torch.tensor(norm))
+    assert guard.look() == (1.0, 1.0, 2, None) and guard.look()[2] == 0
+    assert scaler.get_scale() == 2.0 ** 14 and optimizer.state[weight]['step'] == 2
+
+
+@pytest.mark.parametrize('changes, stop_at, looks', [
+    ({}, None, [1, 4, 8, 10]), ({'log_interval': 100}, None, [1, 10]), ({}, 6, [1, 4, 6]),
+    ({'eval_interval': 5, 'checkpoint_interval': 3}, None, [1, 3, 4, 5, 6, 8, 9, 10])])
+def test_only_steps_that_log_evaluate_save_or_stop_wait(tmp_path, char_data, monkeypatch, changes, stop_at, looks):
+    steps, found = [], []
+
+    def step(guard, number, *arguments, original=Guard.step):
+        steps.append(number)
+        if number == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        original(guard, number, *arguments)
+
+    monkeypatch.setattr(Guard, 'step', step)
+    monkeypatch.setattr(Guard, 'look', lambda guard, original=Guard.look: found.append(steps[-1]) or original(guard))
+    keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'log_interval': 4, 'max_iters': 10,
+                   'eval_interval': 10} | changes
+    assert run_here('train.py', **keys).returncode == (RESUMABLE if stop_at else 0)
+    assert found == looks and steps == [*range(1, looks[-1] + 1)]
+
+
 @pytest.mark.parametrize('dtype', ['float32', pytest.param('float16', marks=pytest.mark.slow)])
 def test_a_gradient_that_is_not_finite_on_one_rank_alone_stops_all(tmp_path, char_data, dtype):
     ended, out_dir = poisoned(tmp_path, char_data, TWO_RANKS, ranks='1', dtype=dtype)
@@ -51,7 +112,7 @@ def test_float16_skips_a_step_that_overflows_on_all_ranks_together_and_logs_it(t
     ended, out_dir = poisoned(tmp_path, char_data, TWO_RANKS, value='inf', **keys)
     succeeded(ended)
     lines = {line['step']: line for line in metrics(out_dir)}
-    assert lines[2]['skipped'] is lines[4]['skipped'] is True and not any('skipped' in lines[step] for step in (1, 5))
+    assert lines[2]['skipped'] == lines[4]['skipped'] == 1 and not any('skipped' in lines[step] for step in (1, 5))
     last = torch.load(out_dir / 'last.pt', weights_only=True)
     assert last['scaler']['scale'] == 2.0 ** 14 and last['optimizer']['state'][0]['step'] == 4
     (tmp_path / 'alone').mkdir()

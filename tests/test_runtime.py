@@ -40,18 +40,20 @@ def test_the_best_device_here_is_the_default(machine, cuda, mps, device):
     ((10, 0), 'bfloat16')])
 def test_a_card_that_only_emulates_bfloat16_takes_float16_with_a_scaler(machine, capability, dtype):
     machine(cuda=True, capability=capability)
-    name, _, scaler = runtime.precision(CUDA, 'auto')
+    name, _, scaler = runtime.precision(CUDA, 'auto', 16)
     assert (name, scaler.is_enabled()) == (dtype, dtype == 'float16')
 
 
-@pytest.mark.parametrize('device, capabilities, width, dtype', [
-    (CPU, {'amx_bf16': True}, 384, 'bfloat16'), (CPU, {'avx512_bf16': True}, 384, 'bfloat16'),
-    (CPU, {'avx512_bf16': True}, 128, 'float32'), (CPU, {'avx512_bf16': True}, 0, 'float32'),
-    (CPU, {'avx2': True, 'amx_bf16': False}, 768, 'float32'), (CPU, {}, 768, 'float32'),
-    (MPS, {'amx_bf16': True}, 768, 'float32')])
-def test_a_cpu_takes_bfloat16_where_it_multiplies_wide_models_in_it(machine, device, capabilities, width, dtype):
+@pytest.mark.parametrize('device, capabilities, widths', [
+    (CPU, {'amx_bf16': True}, (128, 256)), (CPU, {'avx512_bf16': True}, (128, 256)),
+    (CPU, {'avx2': True, 'amx_bf16': False}, None), (CPU, {}, None), (MPS, {'amx_bf16': True}, None)])
+def test_a_cpu_takes_bfloat16_where_it_multiplies_wide_models_in_it(machine, device, capabilities, widths):
     machine(cpu=capabilities)
-    assert runtime.precision(device, 'auto', width)[0] == dtype
+    for training, first in zip((True, False), widths or (0, 0), strict=True):
+        for width in (1, 127, 128, 255, 256, 4096):
+            expected = 'bfloat16' if widths and width >= first else 'float32'
+            assert runtime.default_dtype(device, width, training) == expected
+            assert not training or runtime.precision(device, 'auto', width)[0] == expected
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])

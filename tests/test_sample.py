@@ -1,4 +1,5 @@
 """sample.py as a user runs it: prompts in, text out, and a sentence for what can't be."""
+import io
 import json
 import os
 import subprocess
@@ -8,6 +9,8 @@ from dataclasses import asdict
 import pytest
 import torch
 from conftest import ROOT, refused, run, run_here, succeeded
+
+import generation
 
 CHARS = list('\n abcdefgh')
 
@@ -45,14 +48,67 @@ def test_the_seed_decides_the_text(out_dir):
     assert samples(out_dir) == samples(out_dir) != samples(out_dir, seed=1)
 
 
-@pytest.mark.parametrize('keys', [dict(temperature=0), dict(top_k=1), dict(top_p=1e-6)])
+@pytest.mark.parametrize('keys', [dict(temperature=0), dict(top_k=1), dict(top_p=1e-6), dict(min_p=1)])
 def test_greedy_samples_are_alike(out_dir, keys):
     assert len(set(samples(out_dir, **keys))) == 1
 
 
-@pytest.mark.parametrize('keys', [dict(top_k='None'), dict(top_k=0), dict(top_k=1000), dict(top_p='None')])
+@pytest.mark.parametrize('keys', [dict(top_k='None'), dict(top_k=0), dict(top_k=1000), dict(top_p='None'),
+                                  dict(min_p='None'), dict(min_p=0), dict(repetition_penalty=1), dict(stride='None')])
 def test_switched_off_filters_change_nothing(out_dir, keys):
     assert samples(out_dir, **keys) == samples(out_dir)
+
+
+@pytest.mark.parametrize('keys', [dict(top_k=3), dict(top_p=0.5), dict(min_p=0.9), dict(repetition_penalty=5),
+                                  dict(stride=8), dict(temperature=1.5)])
+def test_what_decides_the_choice_of_tokens_changes_the_text(out_dir, keys):
+    texts = samples(out_dir, **keys)
+    assert texts != samples(out_dir) and all(len(text) == 41 for text in texts)
+
+
+class Terminal(io.TextIOWrapper):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize('number', [0, 2])
+def test_a_completion_ends_before_the_text_to_stop_at(out_dir, tmp_path, monkeypatch, number):
+    free = samples(out_dir, start='ab')
+    stop = free[number][20:23]
+    cut = [text[2:].partition(stop)[0] for text in free]
+    assert len(cut[number]) < 20 and 40 in map(len, cut)
+    assert samples(out_dir, start='ab', stop=stop) == ['ab' + text for text in cut]
+    (tmp_path / 'prompts.jsonl').write_text('{"prompt": "ab"}', encoding='utf-8')
+    succeeded(sample(out_dir, prompts=tmp_path / 'prompts.jsonl', output=tmp_path / 'output.jsonl', stop=stop))
+    assert json.loads((tmp_path / 'output.jsonl').read_text(encoding='utf-8'))['completions'] == cut
+    monkeypatch.setattr(io, 'TextIOWrapper', Terminal)
+    assert samples(out_dir, start='ab', stop=stop) == ['ab' + text for text in cut]
+
+
+def test_generation_ends_when_all_completions_do(out_dir, monkeypatch):
+    texts, steps = [text[1:] for text in samples(out_dir)], []
+    stop = min(set.intersection(*map(set, texts)))
+    monkeypatch.setattr(generation.Window, 'append', lambda window, chosen, append=generation.Window.append:
+                        steps.append(1) or append(window, chosen))
+    assert samples(out_dir, stop=stop) == ['\n' + text.partition(stop)[0] for text in texts]
+    assert len(steps) == max(text.index(stop) for text in texts) < 39
+
+
+@pytest.mark.parametrize('room, alone, together', [(0, 3, 9), (8000, 2, 6), (20_000, 1, 3), (25_000, 1, 2)])
+def test_the_text_does_not_depend_on_what_is_computed_at_once(out_dir, tmp_path, monkeypatch, room, alone, together):
+    prompts, output, batches = tmp_path / 'prompts.jsonl', tmp_path / 'output.jsonl', []
+    prompts.write_text('{"prompt": "a"}\n{"prompt": "bad cafe bad"}\n{"prompt": "cab"}', encoding='utf-8')
+
+    def texts():
+        succeeded(sample(out_dir, prompts=prompts, output=output))
+        return samples(out_dir, start='ab'), output.read_text(encoding='utf-8')
+
+    expected = texts()
+    monkeypatch.setattr('runtime.room_for_batch', lambda device: room)
+    monkeypatch.setattr('generation.stream', lambda *arguments, stream=generation.stream, **keys:
+                        batches.append(1) or stream(*arguments, **keys))
+    assert texts() == expected and len(batches) == alone + together
+    assert len({text for line in expected[1].splitlines() for text in json.loads(line)['completions']}) == 9
 
 
 def test_the_prompt_may_be_a_file_and_longer_than_the_context(out_dir, tmp_path):
@@ -100,6 +156,10 @@ def test_a_terminal_shows_the_same_text_as_a_pipe(out_dir):
     (dict(temperature='nan'), 'temperature=nan'),
     (dict(num_samples=0), 'num_samples=0: allowed is [1, 1000000]'),
     (dict(top_p=2), 'top_p=2.0'),
+    (dict(min_p=2), 'min_p=2.0: allowed is [0, 1]'),
+    (dict(repetition_penalty=0), 'repetition_penalty=0.0: allowed is > 0'),
+    (dict(stride=0), 'stride=0: allowed is >= 1'),
+    (dict(stride=9), 'stride=9 must be at least 1 and at most the block_size'),
     (dict(prompts='p.jsonl'), 'prompts and output go together'),
     (dict(out_dir='nowhere'), 'nowhere holds no checkpoint'),
     (dict(init_from='gtp2'), 'gtp2 cannot be loaded as a GPT-2'),
