@@ -24,11 +24,12 @@ import torch
 
 import model as model_file
 from configurator import configure
+from errors import UserError, explained
 from generation import stream
 from loader import TokenFile, read_meta
 from model import GPT, GPTConfig
-from runtime import (UserError, check_device, compile_or_warn, default_device, default_dtype, device_name, explained,
-                     peak_memory, precision, set_up_math, synchronize)
+from runtime import (check_device, compile_or_warn, default_device, default_dtype, device_name, peak_memory,
+                     precision, set_up_math, synchronize)
 
 # ---- configuration ----
 # Work

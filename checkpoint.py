@@ -25,8 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from errors import UserError, warn
 from run_folder import CHECKPOINTS, remove, sync
-from runtime import UserError, warn
 
 FORMAT_VERSION = 2  # 1 had another digest
 VERIFIED = ('model', 'optimizer')  # the parts that have a digest

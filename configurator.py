@@ -23,6 +23,8 @@ import sys
 import tokenize
 from types import SimpleNamespace
 
+from errors import end_with
+
 
 def read_block(source, values):
     """{name: key} of a script's configuration block, where key has the fields type, nullable, default, comment, heading
@@ -193,7 +195,6 @@ def configure(namespace, arguments=None):
     if 'problems' in namespace:
         wrong.extend(namespace['problems']())
     if wrong:
-        from runtime import end_with  # imports torch, which --help has no need of
         end_with(wrong)
     return values, given
 

@@ -11,9 +11,8 @@ import os
 import pickle
 
 import numpy as np
-import torch
 
-from runtime import UserError
+from errors import UserError
 
 FORMAT_VERSION = 1
 DTYPES = {'uint16': np.dtype('<u2'), 'uint32': np.dtype('<u4')}  # on disk: little-endian on every machine
@@ -153,6 +152,7 @@ class TokenFile:
         stream: a key of STREAMS; micro_batch: its number within the step, over all ranks; part, parts: give only every
         parts-th row, from row number part on. Returns x and y, int64 (batch_size / parts, block_size) on device; y is x
         one token later."""
+        import torch  # only here: to prepare a data set it is not needed
         random = np.random.default_rng([seed, STREAMS[stream], step, micro_batch])
         starts = random.integers(0, self.tokens - block_size, size=batch_size)[part::parts]
         rows = torch.from_numpy(self.rows(starts, block_size + 1))

@@ -16,7 +16,7 @@ import os
 
 from filelock import FileLock, Timeout
 
-from runtime import UserError, explained, warn
+from errors import UserError, explained, warn
 
 CHECKPOINTS = ('ckpt.pt', 'ckpt.prev.pt', 'last.pt', 'last.prev.pt')
 TEMPORARY = ('.ckpt.pt.tmp', '.last.pt.tmp', '.metrics.jsonl.tmp')

@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 import checkpoint
 from configurator import configure
+from errors import UserError, complaints, explained, warn
 from generation import stream
 from loader import read_meta
 from model import GPT, GPTConfig
-from runtime import (UserError, check_device, compile_or_warn, complaints, default_device, default_dtype, device_name,
-                     explained, room_for_batch, set_up_math, warn)
+from runtime import (check_device, compile_or_warn, default_device, default_dtype, device_name, room_for_batch,
+                     set_up_math)
 from tokenizer import GPT2Tokenizer, load_tokenizer
 
 # ---- configuration ----
@@ -149,24 +150,25 @@ def complete(first, last, samples, show=None):
              for prompt in range(first, last) for sample in samples]
     texts, shown, unfinished = [''] * len(seeds), 0, range(len(seeds))
     decoders, new = [tokenizer.decoder() for _ in seeds], [torch.empty(len(seeds), 0, dtype=torch.int64, device=device)]
-    for chosen in stream(model, torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device), max_new_tokens,
-                         temperature, top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
-                         vocab_size=tokenizer.vocab_size, lengths=[len(row) for row in ids], num_samples=len(samples),
-                         seeds=seeds, stride=stride):
-        new.append(chosen)  # (rows, 1)
-        if not (show or stop):
-            continue  # no step waits for the device
-        chosen = chosen.tolist()
-        for row in unfinished if stop else [0]:
-            texts[row] += decoders[row](chosen[row])
-        if stop:
-            unfinished = [row for row in unfinished if stop not in texts[row]]
-            if not unfinished:
-                break
-        if show and 0 in unfinished:  # what may be the beginning of stop waits
-            ready = max(shown, len(texts[0]) - max(0, len(stop) - 1))
-            show(texts[0][shown:ready])
-            shown = ready
+    with explained(ValueError):
+        for chosen in stream(model, torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device), max_new_tokens,
+                             temperature, top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+                             vocab_size=tokenizer.vocab_size, lengths=[len(row) for row in ids],
+                             num_samples=len(samples), seeds=seeds, stride=stride):
+            new.append(chosen)  # (rows, 1)
+            if not (show or stop):
+                continue  # no step waits for the device
+            chosen = chosen.tolist()
+            for row in unfinished if stop else [0]:
+                texts[row] += decoders[row](chosen[row])
+            if stop:
+                unfinished = [row for row in unfinished if stop not in texts[row]]
+                if not unfinished:
+                    break
+            if show and 0 in unfinished:  # what may be the beginning of stop waits
+                ready = max(shown, len(texts[0]) - max(0, len(stop) - 1))
+                show(texts[0][shown:ready])
+                shown = ready
     texts = [tokenizer.decode(row) for row in torch.cat(new, dim=1).tolist()]
     if stop:
         texts = [text.partition(stop)[0] for text in texts]
@@ -179,26 +181,25 @@ for name in 'SIGINT', 'SIGPIPE':  # Ctrl-C ends the text, and so does `| head`, 
     if hasattr(signal, name):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
 sys.stdout.reconfigure(errors='replace')  # a terminal may not know every character of the text
-with explained(ValueError):
-    if prompts:
-        found = [[] for _ in texts]
-        with explained(OSError, prefix='output cannot be written: '):
-            # backslashreplace: half a surrogate pair, which JSON allows and UTF-8 does not, stays an escape
-            with open(output + '.tmp', 'w', encoding='utf-8', errors='backslashreplace') as file:
-                for first, last, samples in tqdm(list(batches()), 'batches', disable=None):
-                    completed = complete(first, last, samples)
-                    for number in range(first, last):
-                        found[number] += completed[(number - first) * len(samples):][:len(samples)]
-                        if len(found[number]) == num_samples:
-                            line = {'prompt': texts[number], 'completions': found[number]}
-                            file.write(json.dumps(line, ensure_ascii=False) + '\n')
-            os.replace(output + '.tmp', output)
-    else:
-        live = sys.stdout.isatty()
-        write = partial(print, end='', flush=True)
-        for first, last, samples in batches():
-            show = write if live and samples[0] == 0 else None
-            if show:
-                show(texts[0])
-            for i, completion in enumerate(complete(first, last, samples, show)):
-                print(('' if show and i == 0 else texts[0] + completion) + '\n---------------')
+if prompts:
+    found = [[] for _ in texts]
+    with explained(OSError, ValueError, prefix='output cannot be written: '):
+        # backslashreplace: half a surrogate pair, which JSON allows and UTF-8 does not, stays an escape
+        with open(output + '.tmp', 'w', encoding='utf-8', errors='backslashreplace') as file:
+            for first, last, samples in tqdm(list(batches()), 'batches', disable=None):
+                completed = complete(first, last, samples)
+                for number in range(first, last):
+                    found[number] += completed[(number - first) * len(samples):][:len(samples)]
+                    if len(found[number]) == num_samples:
+                        line = {'prompt': texts[number], 'completions': found[number]}
+                        file.write(json.dumps(line, ensure_ascii=False) + '\n')
+        os.replace(output + '.tmp', output)
+else:
+    live = sys.stdout.isatty()
+    write = partial(print, end='', flush=True)
+    for first, last, samples in batches():
+        show = write if live and samples[0] == 0 else None
+        if show:
+            show(texts[0])
+        for i, completion in enumerate(complete(first, last, samples, show)):
+            print(('' if show and i == 0 else texts[0] + completion) + '\n---------------')

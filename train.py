@@ -20,13 +20,14 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import checkpoint
-import run_folder
 import loader
+import run_folder
 from configurator import configure
 from data.common import prepare_if_missing
+from errors import RESUMABLE, StopSignal, UserError, complaints, explained, print0, warn
 from model import GPT, GPTConfig
-from runtime import (RESUMABLE, Guard, StopSignal, UserError, check_device, compile_or_warn, complaints, default_device,
-                     device_name, explained, leave, precision, print0, seed_dropout, set_up_math, set_up_process, warn)
+from runtime import (Guard, check_device, compile_or_warn, default_device, device_name, leave, precision,
+                     seed_dropout, set_up_math, set_up_process)
 
 # ---- configuration ----
 # Output

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from loader import DTYPES, FORMAT_VERSION
-from runtime import UserError, explained, warn
+from errors import UserError, explained, warn
 
 # ---- fetching ----
 
@@ -116,7 +116,7 @@ def dtype_for(vocab_size):
 def pack(ids, vocab_size):
     """Integers (list or array) as an array of the type that they have on disk. UserError for one outside
     0..vocab_size - 1, which would otherwise wrap around to another token."""
-    ids = np.asarray(ids, dtype=np.int64)
+    ids = np.asarray(ids, dtype=None if isinstance(ids, np.ndarray) else np.int64)
     if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
         wrong = ids[(ids < 0) | (ids >= vocab_size)][0]
         raise UserError(f'the tokenizer gave the id {wrong}, but has a vocabulary of {vocab_size}: nothing was written')

@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from tqdm import tqdm
 
 from data.common import pack, replace_file
-from runtime import UserError, explained
+from errors import UserError, explained
 
 SAVE_SECONDS = 1    # from one note of the progress to the next
 LINE_SECONDS = 30   # from one printed line to the next where no terminal can show a bar
@@ -63,11 +63,8 @@ def _follow_parent():
 
 def _tokenize(split, first, last):
     """Packed tokens of the documents first to last - 1; a null is an empty document."""
-    tokenizer, ids = _work['tokenizer'], []
-    for text in _work['splits'][split][first:last][_work['column']]:
-        ids += tokenizer.encode(text or '', special=False)
-        ids.append(tokenizer.end_of_text)
-    return pack(ids, tokenizer.vocab_size)
+    texts = _work['splits'][split][first:last][_work['column']]
+    return pack(_work['tokenizer'].encode_documents(text or '' for text in texts), _work['tokenizer'].vocab_size)
 
 
 # ---- in the parent ----

@@ -78,7 +78,7 @@ def run(script, *arguments, cwd=None, env=None, timeout=300, launcher=(), **keys
 def run_here(script, *arguments, **keys):
     """The same within this process, which saves the seconds that importing torch takes."""
     import run_folder
-    from runtime import sentence_for
+    from errors import sentence_for
     stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding='utf-8', errors=errors, write_through=True)
                       for errors in ('strict', 'backslashreplace'))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -120,7 +120,7 @@ def succeeded(finished):
 
 def or_skip(get):
     """What get returns; skips where neither the internet nor a package index answers."""
-    from runtime import UserError
+    from errors import UserError
     try:
         return get()
     except UserError as error:

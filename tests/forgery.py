@@ -17,7 +17,7 @@ from conftest import TINY, refused, run_here, tiny_gpt, tiny_ids
 
 import checkpoint
 import loader
-from runtime import UserError
+from errors import UserError
 
 WEIGHT, MOMENT = 'data/0', 'data/17'  # the records of wte.weight and of its exp_avg, which have one shape
 WTE, NORM = ('model', 'transformer.wte.weight'), ('model', 'transformer.ln_f.weight')

@@ -8,7 +8,7 @@ import torch
 
 import checkpoint
 from model import GPT, GPTConfig
-from runtime import UserError
+from errors import UserError
 
 SCALER = torch.amp.GradScaler('cpu', enabled=False)
 ARGS = dict(block_size=8, vocab_size=16, n_layer=1, n_head=2, n_embd=8, dropout=0.0, bias=True)

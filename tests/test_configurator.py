@@ -181,8 +181,8 @@ def test_all_problems_are_reported_at_once_a_line_each(report):
 
 
 def test_other_ranks_leave_the_report_to_the_first(script, capsys, monkeypatch):
-    monkeypatch.setattr('runtime.LOCAL_RANK', 1)
-    monkeypatch.setattr('runtime.time.sleep', sys.exit)  # torchrun ends them meanwhile
+    monkeypatch.setattr('errors.LOCAL_RANK', 1)
+    monkeypatch.setattr('errors.time.sleep', sys.exit)  # torchrun ends them meanwhile
     with pytest.raises(SystemExit):
         script('--nothing=1')
     assert capsys.readouterr() == ('', '')

@@ -11,7 +11,7 @@ from conftest import read_tokens
 
 from data import common
 from loader import TokenFile, read_meta
-from runtime import UserError
+from errors import UserError
 from tokenizer import CharTokenizer, load_tokenizer
 
 NOWHERE = 'http://127.0.0.1:9/file'  # nothing listens on the discard port

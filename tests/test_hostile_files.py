@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 
 import checkpoint
 import loader
-from runtime import UserError
+from errors import UserError
 
 pytestmark = pytest.mark.skipif(os.name != 'posix', reason='pipes and alarms, which POSIX systems have')
 

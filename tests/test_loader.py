@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from loader import DTYPES, TokenFile, read_meta
-from runtime import UserError
+from errors import UserError
 
 CPU = torch.device('cpu')
 WHERE = dict(seed=1337, stream='train', step=5, micro_batch=2)

@@ -12,7 +12,8 @@ from test_survival import one_state, patched
 from test_train import metrics
 
 import run_folder
-from runtime import RESUMABLE, Guard, Process
+from errors import RESUMABLE
+from runtime import Guard, Process
 
 POISON = """
 calls = []

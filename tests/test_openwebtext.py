@@ -14,7 +14,7 @@ from conftest import ROOT, or_skip, run, succeeded
 
 from data import parallel
 from loader import read_meta
-from runtime import UserError
+from errors import UserError
 from tokenizer import GPT2Tokenizer
 
 
@@ -141,7 +141,7 @@ class FailingTokenizer:
     def __init__(self, error):
         self.error = error
 
-    def encode(self, text, special):
+    def encode_documents(self, texts):
         if self.error:
             raise self.error
         os._exit(1)  # as when the kernel kills a process for its memory

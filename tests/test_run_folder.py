@@ -11,7 +11,7 @@ from conftest import ROOT
 from filelock import FileLock
 
 import run_folder
-from runtime import UserError
+from errors import UserError
 
 HOLDER = 'import run_folder, sys, time; run_folder.claim(sys.argv[1]); print("held", flush=True); time.sleep(60)'
 

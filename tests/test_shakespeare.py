@@ -8,7 +8,7 @@ from conftest import or_skip, read_tokens, refused, ROOT, run, succeeded
 
 from data import common
 from loader import read_meta
-from runtime import UserError
+from errors import UserError
 from tokenizer import GPT2Tokenizer, load_tokenizer
 
 

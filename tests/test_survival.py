@@ -22,7 +22,7 @@ from test_train import metrics
 
 import checkpoint
 import run_folder
-from runtime import RESUMABLE
+from errors import RESUMABLE
 
 STEPS = 300
 NET = {**TINY, 'n_embd': 64, 'block_size': 32, 'dropout': 0.2, 'max_iters': STEPS, 'lr_decay_iters': STEPS,
@@ -301,7 +301,7 @@ def test_a_second_ctrl_c_quits_at_once_and_the_run_can_still_be_resumed(tmp_path
 
 def test_ctrl_c_before_the_first_step_leaves_no_traceback(tmp_path, char_data):
     script = tmp_path / 'script.py'
-    script.write_text(f'import signal, sys, time\nsys.path.insert(0, {str(ROOT)!r})\nimport runtime\n'
+    script.write_text(f'import signal, sys, time\nsys.path.insert(0, {str(ROOT)!r})\nimport errors\n'
                       'signal.signal(signal.SIGINT, signal.default_int_handler)\n'  # ignored where tests run behind &
                       'print("ready", flush=True)\ntime.sleep(60)\n')
     process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

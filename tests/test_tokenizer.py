@@ -2,7 +2,7 @@
 import pytest
 from conftest import or_skip
 
-from runtime import UserError
+from errors import UserError
 from tokenizer import CharTokenizer, GPT2Tokenizer, load_tokenizer
 
 
@@ -88,3 +88,9 @@ def test_a_tokenizer_of_unknown_kind_is_refused(meta):
     with pytest.raises(UserError) as error:
         load_tokenizer(meta)
     assert repr(meta.get('kind')) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_documents_are_encoded_as_texts_in_which_nothing_is_special():
+    tokenizer, texts = GPT2Tokenizer(), ['Hello world', '', 'a<|endoftext|>b', 'half a pair: \ud800', '日本 🙂\n']
+    ids = [i for text in texts for i in [*tokenizer.encode(text, special=False), tokenizer.end_of_text]]
+    assert tokenizer.encode_documents(texts).tolist() == ids

@@ -15,7 +15,7 @@ sys.path.insert(0, os.path.abspath(os.path.join(__file__, '..', '..', '..')))
 from configurator import configure
 from data.common import publish
 from data.parallel import write_parts
-from runtime import UserError, explained, warn
+from errors import UserError, explained, warn
 from tokenizer import GPT2Tokenizer
 
 # ---- configuration ----
