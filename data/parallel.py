@@ -64,7 +64,7 @@ def _follow_parent():
 def _tokenize(split, first, last):
     """Packed tokens of the documents first to last - 1; a null is an empty document."""
     texts = _work['splits'][split][first:last][_work['column']]
-    return pack(_work['tokenizer'].encode_documents(text or '' for text in texts), _work['tokenizer'].vocab_size)
+    return pack(_work['tokenizer'].encode_documents([text or '' for text in texts]), _work['tokenizer'].vocab_size)
 
 
 # ---- in the parent ----

@@ -90,7 +90,10 @@ def test_a_tokenizer_of_unknown_kind_is_refused(meta):
     assert repr(meta.get('kind')) in str(error.value) and '\n' not in str(error.value)
 
 
-def test_documents_are_encoded_as_texts_in_which_nothing_is_special():
-    tokenizer, texts = GPT2Tokenizer(), ['Hello world', '', 'a<|endoftext|>b', 'half a pair: \ud800', '日本 🙂\n']
+@pytest.mark.parametrize('texts', [
+    ['Hello world', '', ' the', '日本 🙂\n'], ['one<|endof', 'text|>two', '<'], ['a<|endoftext|>b', 'c'],
+    ['a', 'half: \ud800'], ['']])
+def test_documents_are_encoded_as_texts_in_which_nothing_is_special(texts):
+    tokenizer = GPT2Tokenizer()
     ids = [i for text in texts for i in [*tokenizer.encode(text, special=False), tokenizer.end_of_text]]
     assert tokenizer.encode_documents(texts).tolist() == ids
