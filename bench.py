@@ -77,8 +77,9 @@ config, given = configure(globals())
 device = check_device(device)
 set_up_math(seed, device)
 training = mode == 'train'
-if not training and 'num_steps' not in given:
-    num_steps, warmup_steps = 5, 1
+if not training:
+    num_steps = num_steps if 'num_steps' in given else 5
+    warmup_steps = warmup_steps if 'warmup_steps' in given else 1
 if (device.type == 'cpu' or not training) and 'batch_size' not in given:
     batch_size = 1  # 12 sequences of the default model take half a minute a step and 20 GB on a CPU
 precision_name, autocast, scaler = precision(device, dtype, n_embd)
@@ -145,7 +146,10 @@ def baseline_train_step():
     _, autocast, scaler = precision(device, usual_dtype, n_embd)
     net = hugging_face().train() if baseline == 'hf' else our_gpt()
     step = train_step(net, lambda x, y: net(input_ids=x, labels=x).loss if baseline == 'hf' else net(x, y)[1],
-                      torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.95)), autocast, scaler)
+                      torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=device.type == 'cuda'),
+                      autocast, scaler)
+    if baseline == 'plain' and compile:
+        compile_or_warn(net, lambda: step(0))
     return step if baseline == 'hf' else plainly(step)
 
 
@@ -192,7 +196,8 @@ def our_preparation(number):
     with tempfile.TemporaryDirectory() as folder:
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', 'openwebtext', 'prepare.py')
         ended = subprocess.run([sys.executable, script, f'--dataset={folder}', f'--data_files={data_files}'],
-                               capture_output=True, text=True, encoding='utf-8')
+                               capture_output=True, text=True, encoding='utf-8',
+                               env={**os.environ, 'HF_DATASETS_CACHE': os.path.join(folder, 'cache')})
         if ended.returncode:
             raise UserError(f'{script} failed: {ended.stderr.strip()[-500:]}')
         return sum(os.path.getsize(os.path.join(folder, f'{split}.bin')) for split in ('train', 'val')) // 2
@@ -245,7 +250,7 @@ if compile and mode != 'prepare':
     compile = compile_or_warn(gpt, lambda: ours(0), dynamic=None if training else True)
 for number in range(warmup_steps):
     ours(number)
-memory, memory_kind = peak_memory(device, children=mode == 'prepare')  # before there is a baseline
+memory, memory_kind = peak_memory(device)
 contenders = [ours]
 if baseline and mode != 'prepare':
     theirs = baseline_train_step() if training else hugging_face_text() if baseline == 'hf' else plain_text()
@@ -271,10 +276,10 @@ with profiler:
             begin = time.perf_counter()
             tokens[i] = contender(number)
             seconds[i].append(time.perf_counter() - begin)
+            if contender is ours and (not baseline or (mode == 'prepare' and number == 0)):  # not the baseline's peak
+                memory, memory_kind = peak_memory(device, children=mode == 'prepare')
 
 # ---- figures ----
-if memory is None or mode == 'prepare' or not baseline:
-    memory, memory_kind = peak_memory(device, children=mode == 'prepare')
 if profile:
     by = 'self_device_time_total' if device.type == 'cuda' else 'self_cpu_time_total'
     print(profiler.key_averages().table(sort_by=by, row_limit=12, max_name_column_width=40))

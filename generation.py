@@ -76,7 +76,7 @@ class Window:
 
     The tokens of a row stand at positions 0 to size - 1 of its window, whatever the sizes of the others: behind those
     of a shorter row is room, which nothing sees before it is written. Sizes are known here, not only on the device,
-    so that no step waits for it."""
+    so that no step waits for it but where a window moves."""
 
     def __init__(self, model, idx, lengths, max_new_tokens, num_samples, stride):
         self.model, self.stride, self.num_samples = model, stride, num_samples
@@ -197,6 +197,6 @@ def _choose(logits, temperature, top_k, top_p, min_p, draws):
         probabilities = probabilities.masked_fill((before >= top_p) & (before > 0), 0.0)
     if min_p:
         probabilities = probabilities.masked_fill(probabilities < min_p * probabilities.amax(-1, keepdim=True), 0.0)
-    cumulative = probabilities.cumsum(dim=-1)
+    cumulative = probabilities.cumsum(dim=-1).cummax(dim=-1).values  # CUDA's sums may fall by a rounding
     chosen = (cumulative <= draws * cumulative[:, -1:]).sum(dim=-1, keepdim=True)  # the first beyond the draw
     return chosen if order is None else order.gather(1, chosen)

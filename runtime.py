@@ -176,7 +176,7 @@ class Process:
     def total(self, *numbers):
         """Sums of small whole numbers over all ranks, as a list of int, for which this rank has waited, but not for its
         GPU: they travel beside it."""
-        return self.sum(torch.tensor(numbers)).tolist()
+        return self.sum(torch.tensor(numbers, dtype=torch.int64)).tolist()
 
     def agree(self, number):
         """Whether all ranks have given the same number, of at most 24 bits: then its variance is 0."""
@@ -210,7 +210,8 @@ class Guard:
         first = torch.where(halted, self.seen[4:], torch.stack([one * number, loss, grad_norm]))
         self.seen = torch.cat([torch.stack([loss, grad_norm, self.seen[2] + skipped, halted | bad]), first])
         self.optimizer.found_inf = self.seen[3].maximum(skipped)  # a fused optimizer does nothing where this is 1
-        self.optimizer.step()
+        if self.process.device.type != 'mps' or not self.optimizer.found_inf:  # whose kernel takes no notice of it
+            self.optimizer.step()
         self.scaler.update()
         if self.scaler.is_enabled():  # which has not seen what was finite before the norm, or on this rank
             self.scaler.update(torch.where(skipped, scale / 2, self.scaler.scale(one)))

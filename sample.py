@@ -127,7 +127,7 @@ encoded = [tokenizer.encode(text) for text in texts]
 if compile:
     example = torch.zeros(1, 1, dtype=torch.int64, device=device)
     compile = compile_or_warn(model, lambda: model.generate(example, min(3, model.config.block_size),
-                                                            num_samples=num_samples), dynamic=True)
+                                                            num_samples=min(num_samples, 2)), dynamic=True)
 print(f'{origin}; {device_name(device)}, {precision_name}, {"compiled" if compile else "eager"}', file=sys.stderr)
 
 

@@ -177,7 +177,7 @@ def give_up(step, what):
     """Ends the run for numbers that are not finite, before they reach the weights or the disk."""
     sentence = f'{what}; resume from the last state in {out_dir} with a lower learning_rate'
     if rank == 0:
-        metrics.write({'step': step, 'tokens': tokens_seen, 'error': sentence})
+        metrics.write({'step': step, 'tokens': tokens_seen - (iter_num - step) * tokens_per_step, 'error': sentence})
     raise UserError(sentence)
 
 
@@ -269,7 +269,9 @@ while True:
     due = evaluating or (checkpoint_interval and iter_num % checkpoint_interval == 0)
     logging = window and (iter_num % log_interval == 0 or iter_num == 1)
     if window and (logging or due or stopping):  # no other step waits for the device
+        look_start = time.perf_counter()
         loss, grad_norm, skipped, wrong = guard.look()
+        window[-1] += time.perf_counter() - look_start  # the device may still have been at work
         if wrong:
             give_up(*wrong)
         record = {'skipped': skipped} if skipped else {}
@@ -318,8 +320,7 @@ while True:
         micro_batch, part = divmod(unit, parts)
         x, y = train_data.batch(seed, 'train', iter_num, micro_batch, batch_size, block_size, device, part, parts)
         seed_dropout(seed, iter_num, unit)
-        # Gradients are averaged over ranks once, at the last micro-batch.
-        with contextlib.nullcontext() if model is gpt or unit == units[-1] else model.no_sync():
+        with contextlib.nullcontext() if model is gpt or unit == units[-1] else model.no_sync():  # averages once
             with autocast():
                 part_loss = model(x, y, with_logits=False)[1] / len(units)
             scaler.scale(part_loss).backward()

@@ -169,6 +169,7 @@ def test_a_process_alone_is_the_first_of_one(monkeypatch):
     tensor = torch.ones(2)
     assert (process.rank, process.world_size, process.device) == (0, 1, CPU)
     assert process.sum(tensor) is tensor and tensor.tolist() == [1, 1]
+    assert [(type(number), number) for number in process.total(True, 300)] == [(int, 1), (int, 300)]  # no bytes
     with pytest.raises(SystemExit) as end:
         runtime.leave(3)
     assert end.value.code == 3

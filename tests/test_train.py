@@ -12,6 +12,8 @@ import pytest
 import torch
 from conftest import ROOT, TINY, refused, run_here, succeeded
 
+import runtime
+
 TIMINGS = {'ms_per_step', 'tokens_per_s', 'elapsed', 'mfu'}
 
 
@@ -248,3 +250,13 @@ def test_a_new_run_moves_the_old_one_aside_and_checkpoint_interval_saves_between
     process.kill(), process.wait()
     assert (out_dir / 'replaced' / '1' / 'ckpt.pt').read_bytes() == old and not (out_dir / 'ckpt.pt').exists()
     assert state(out_dir / 'last.prev.pt')['iter_num'] % 5 == 0
+
+
+def test_the_time_of_a_step_counts_the_wait_for_the_device(tmp_path, char_data, monkeypatch):
+    def slow_look(guard, look=runtime.Guard.look):
+        time.sleep(0.2)
+        return look(guard)
+
+    monkeypatch.setattr(runtime.Guard, 'look', slow_look)
+    succeeded(run_here('train.py', **TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'max_iters': 3}))
+    assert all(line['ms_per_step'] >= 200 for line in metrics(tmp_path / 'out', timings=True)[1:])
