@@ -81,7 +81,7 @@ def run_here(script, *arguments, **keys):
     from errors import sentence_for
     stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding='utf-8', errors=errors, write_through=True)
                       for errors in ('strict', 'backslashreplace'))
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in signal.Signals if signal.getsignal(number) is not None}
     argv, sys.argv = sys.argv, [script, *map(str, arguments), *(f'--{key}={value}' for key, value in keys.items())]
     status = 0
     try:
@@ -98,7 +98,8 @@ def run_here(script, *arguments, **keys):
         sys.argv = argv
         run_folder._claims.clear()  # a process that ends lets go of its locks
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
     texts = (stream.buffer.getvalue().decode('utf-8') for stream in (stdout, stderr))
     return subprocess.CompletedProcess(sys.argv, status, *texts)
 

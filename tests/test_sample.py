@@ -2,6 +2,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
@@ -197,3 +198,9 @@ def test_without_a_network_a_published_model_is_refused_in_one_line(tmp_path):
                                                     'HF_HOME': str(tmp_path)})
     assert refused(ended) == ended.stderr.strip()
     assert 'gpt2 cannot be loaded as a GPT-2' in ended.stderr
+
+
+@pytest.mark.skipif(not hasattr(signal, 'SIGPIPE'), reason='Windows has none')
+def test_a_script_run_here_leaves_the_signals_as_they_were(out_dir):
+    before = signal.getsignal(signal.SIGPIPE)
+    assert before is not signal.SIG_DFL and samples(out_dir) and signal.getsignal(signal.SIGPIPE) is before
