@@ -75,13 +75,31 @@ def run(script, *arguments, cwd=None, env=None, timeout=300, launcher=(), **keys
                           capture_output=True, text=True, encoding='utf-8')
 
 
+def _handlers():
+    return {number: signal.getsignal(number) for number in signal.Signals if signal.getsignal(number) is not None}
+
+
+def _restore(handlers):
+    for number, handler in handlers.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def _signals_stay_as_they_were():
+    """As a default SIGPIPE would not: it ends the tests' process when a later test writes to a dead one."""
+    handlers = _handlers()
+    yield
+    _restore(handlers)
+
+
 def run_here(script, *arguments, **keys):
     """The same within this process, which saves the seconds that importing torch takes."""
     import run_folder
     from errors import sentence_for
     stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding='utf-8', errors=errors, write_through=True)
                       for errors in ('strict', 'backslashreplace'))
-    handlers = {number: signal.getsignal(number) for number in signal.Signals if signal.getsignal(number) is not None}
+    handlers = _handlers()
     argv, sys.argv = sys.argv, [script, *map(str, arguments), *(f'--{key}={value}' for key, value in keys.items())]
     status = 0
     try:
@@ -97,9 +115,7 @@ def run_here(script, *arguments, **keys):
     finally:
         sys.argv = argv
         run_folder._claims.clear()  # a process that ends lets go of its locks
-        for number, handler in handlers.items():
-            if signal.getsignal(number) is not handler:
-                signal.signal(number, handler)
+        _restore(handlers)
     texts = (stream.buffer.getvalue().decode('utf-8') for stream in (stdout, stderr))
     return subprocess.CompletedProcess(sys.argv, status, *texts)
 
