@@ -19,7 +19,7 @@ GREEDY = 1e-6  # temperatures below take the likeliest token; dividing by less w
 
 @torch.no_grad()
 def stream(model, idx, max_new_tokens, temperature=1.0, top_k=None, *, top_p=None, min_p=None, repetition_penalty=1.0,
-           stop_tokens=(), vocab_size=None, lengths=None, num_samples=1, seeds=None, stride=None):
+           stop_tokens=(), vocab_size=None, lengths=None, num_samples=1, seeds=None, stride=None, context_size=None):
     """Yields the ids of one new position after another, int64 (B * num_samples, 1), for idx, int64 (B, T).
 
     temperature: 0 (or below 1e-6) takes the likeliest token, 1 samples from the model's own distribution
@@ -32,15 +32,18 @@ def stream(model, idx, max_new_tokens, temperature=1.0, top_k=None, *, top_p=Non
     lengths: how many tokens each row of idx has, where those after them are padding; None: T
     num_samples: continuations of each row, in rows that follow each other
     seeds: an int for each row returned, on which alone its random numbers depend; None: from torch's generator
-    stride: by how many tokens a window that has reached block_size moves on. Positions are absolute, so its tokens must
-        then all be encoded again. 1: at every token, so that the last block_size tokens decide, as in nanoGPT; more:
-        the last block_size - stride + 1 to block_size do. None: 1 at temperature 0, else half of block_size
+    context_size: how many tokens the model sees at most, its window. None: block_size; where positions are not learned
+        it may be more than the model was trained with
+    stride: by how many tokens a window that has reached context_size moves on. Positions are absolute, so its tokens
+        must then all be encoded again. 1: at every token, so that the last context_size tokens decide, as in nanoGPT;
+        more: the last context_size - stride + 1 to context_size do. None: 1 at temperature 0, else half of context_size
     ValueError for an empty context or an argument out of range."""
     lengths = [idx.size(1)] * len(idx) if lengths is None else list(lengths)
     _check(idx, lengths, num_samples, seeds, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
-           stride, model.config.block_size)
+           stride, context_size, model.config)
+    context_size = context_size or model.config.block_size
     if stride is None:
-        stride = 1 if temperature < GREEDY else math.ceil(model.config.block_size / 2)
+        stride = 1 if temperature < GREEDY else math.ceil(context_size / 2)
     rows, device = len(idx) * num_samples, idx.device
     draws = _draws(rows, max_new_tokens, seeds).to(device)  # (rows, new)
     stop_tokens = torch.tensor(list(stop_tokens), dtype=torch.int64, device=device)
@@ -52,7 +55,7 @@ def stream(model, idx, max_new_tokens, temperature=1.0, top_k=None, *, top_p=Non
         seen.scatter_(1, torch.where(padding, idx[:, :1], idx), True)
         seen = seen.repeat_interleave(num_samples, dim=0)[:, :vocab_size]  # (rows, V)
 
-    window = Window(model, idx, lengths, max_new_tokens, num_samples, stride)
+    window = Window(model, idx, lengths, max_new_tokens, num_samples, stride, context_size)
     for step in range(max_new_tokens):
         logits = window.logits()[:, :vocab_size].float()  # (rows, V)
         if seen is not None:
@@ -72,22 +75,21 @@ def stream(model, idx, max_new_tokens, temperature=1.0, top_k=None, *, top_p=Non
 
 
 class Window:
-    """What stream() decodes from: the last tokens of each row, at most block_size, and their keys and values.
+    """What stream() decodes from: the last tokens of each row, at most context_size, and their keys and values.
 
     The tokens of a row stand at positions 0 to size - 1 of its window, whatever the sizes of the others: behind those
     of a shorter row is room, which nothing sees before it is written. Sizes are known here, not only on the device,
     so that no step waits for it but where a window moves."""
 
-    def __init__(self, model, idx, lengths, max_new_tokens, num_samples, stride):
-        self.model, self.stride, self.num_samples = model, stride, num_samples
+    def __init__(self, model, idx, lengths, max_new_tokens, num_samples, stride, context_size):
+        self.model, self.stride, self.num_samples, self.context_size = model, stride, num_samples, context_size
         config, device = model.config, idx.device
         lengths = [length for length in lengths for _ in range(num_samples)]
-        self.sizes = [min(length, config.block_size) for length in lengths]
+        self.sizes = [min(length, context_size) for length in lengths]
         self.last = torch.tensor(self.sizes, device=device)[:, None] - 1  # (rows, 1), position of the last token
         self.end = torch.tensor(lengths, device=device)[:, None] - 1  # (rows, 1), where that is in tokens
         self.tokens = F.pad(idx, (0, max_new_tokens)).repeat_interleave(num_samples, dim=0)  # (rows, T + new)
-        shape = (len(lengths), min(config.block_size, max(lengths) + max_new_tokens), config.n_head,
-                 config.n_embd // config.n_head)
+        shape = (len(lengths), min(context_size, max(lengths) + max_new_tokens), config.n_kv_head, config.head_size)
         # On a CPU attention from one position is 6 times as fast in float32 (12 heads, 400 positions: 45 us, not 264).
         dtype = torch.float32 if device.type == 'cpu' else model.lm_head.weight.dtype
         self.kept = [tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in 'kv') for _ in range(config.n_layer)]
@@ -105,7 +107,7 @@ class Window:
         if not self.started:  # the samples of a prompt share its encoding
             self.started = True
             return self._encode(range(0, len(self.sizes), self.num_samples), self.num_samples)
-        S = self.model.config.block_size
+        S = self.context_size
         full = [row for row, size in enumerate(self.sizes) if size > S]
         logits = self._decode(S) if len(full) < len(self.sizes) else None
         if full:
@@ -127,14 +129,13 @@ class Window:
         where = first[:, None, None] + torch.arange(samples, device=first.device)[:, None], positions  # (R, samples, T)
         x = self.model.residuals(idx, positions, [(*kept, where, None) for kept in self.kept])  # (R, T, C)
         x = x[torch.arange(len(first), device=first.device), self.last[first, 0]]  # (R, C)
-        return self.model.lm_head(x).repeat_interleave(samples, dim=0)
+        return self.model.logits(x).repeat_interleave(samples, dim=0)
 
     def _decode(self, S):
         """Logits (rows, V) after one more position of each row. Those of full rows mean nothing."""
         positions = self.last.clamp(max=S - 1)  # (rows, 1)
-        visible = torch.arange(min(S, max(self.sizes)), device=positions.device) <= positions  # (rows, n)
         where = torch.arange(len(positions), device=positions.device)[:, None, None], positions[:, None]
-        pasts = [(*kept, where, visible[:, None, None]) for kept in self.kept]
+        pasts = [(*kept, where, min(S, max(self.sizes))) for kept in self.kept]
         with _fastest_product(self.tokens, len(positions)):
             return self.model(self.last_tokens(), positions=positions, pasts=pasts)[0][:, -1]
 
@@ -154,7 +155,7 @@ def _fastest_product(x, rows):
 
 
 def _check(idx, lengths, num_samples, seeds, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
-           stride, block_size):
+           stride, context_size, config):
     wrong = [sentence for sentence, fine in (
         ('nothing to continue: the prompt has no tokens (give at least one, such as a newline)',
          idx.numel() > 0 and min(lengths, default=1) > 0),
@@ -169,7 +170,10 @@ def _check(idx, lengths, num_samples, seeds, max_new_tokens, temperature, top_k,
         (f'top_p={top_p} must be above 0 and at most 1', top_p is None or 0 < top_p <= 1),
         (f'min_p={min_p} must be at least 0 and at most 1', min_p is None or 0 <= min_p <= 1),
         (f'repetition_penalty={repetition_penalty} must be above 0', 0 < repetition_penalty < math.inf),
-        (f'stride={stride} must be at least 1 and at most the block_size', stride is None or 1 <= stride <= block_size),
+        (f'context_size={context_size} must be at least 1, and at most block_size={config.block_size} where positions '
+         'are learned', context_size is None or 1 <= context_size <= config.longest),
+        (f'stride={stride} must be at least 1 and at most the context_size',
+         stride is None or 1 <= stride <= (context_size or config.block_size)),
     ) if not fine]
     if wrong:
         raise ValueError('; '.join(wrong))

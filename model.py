@@ -1,11 +1,18 @@
 """
 GPT-2 in one file: configuration, blocks, loss, import of published weights, optimizer, FLOP arithmetic.
 
+What has come since is there as options of GPTConfig, all off: a reader of GPT-2 can pass over every line that asks for
+one. docs/modern.md measures what each is worth.
+
 Shapes at the ends of lines: B batch, T time (positions), C channels (n_embd), V vocabulary, nh heads, hs head size.
 
 References:
 [1] Radford et al. 2019, Language Models are Unsupervised Multitask Learners (GPT-2)
 [2] Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B: FLOPs per token and MFU
+[3] Su et al. 2021, RoFormer, arXiv 2104.09864, equation 34 (rope) [4] Press et al. 2021, ALiBi, arXiv 2108.12409
+[5] Zhang and Sennrich 2019, RMSNorm, arXiv 1910.07467 [6] So et al. 2021, Primer, arXiv 2109.08668 (squared ReLU)
+[7] Shazeer 2020, GLU Variants, arXiv 2002.05202 [8] Henry et al. 2020, Query-Key Normalization, arXiv 2010.04245
+[9] Ainslie et al. 2023, GQA, arXiv 2305.13245 [10] Gemma Team 2024, Gemma 2, arXiv 2408.00118, section 2 (soft cap)
 """
 import math
 import os
@@ -22,6 +29,9 @@ HUGGING_FACE_KEYS = ('n_layer', 'n_head', 'n_embd', 'n_positions', 'vocab_size',
                      'layer_norm_epsilon', 'scale_attn_weights', 'scale_attn_by_inverse_layer_idx',
                      'tie_word_embeddings')  # of a GPT-2's config.json: what decides its logits
 
+CHOICES = {'gelu': ('tanh', 'exact'), 'position': ('learned', 'rope', 'alibi', 'none'),
+           'norm': ('layernorm', 'rmsnorm'), 'mlp': ('gelu', 'relu2', 'swiglu')}  # of fields of GPTConfig
+SIZES = ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd', 'n_kv_head')
 LOGITS_AT_ONCE = 2 ** 26  # of a loss that is computed in parts
 
 # From the makers' data sheets: peak dense matrix FLOP/s in bfloat16 with float32 accumulation (float16 on T4 and V100,
@@ -76,19 +86,49 @@ class GPTConfig:
     bias: bool = True        # in the linear layers and layer norms, as GPT-2 has it
     gelu: str = 'tanh'       # 'tanh': the form that GPT-2's weights were trained with, so theirs are exact in it;
                              # 'exact' (erf): what nanoGPT trained with, set for its checkpoints
+    # what GPT-2 has not
+    position: str = 'learned'      # or 'rope' [3], 'alibi' [4], 'none'
+    rope_theta: float = 10000.0    # its slowest pair of channels turns once in about 2 pi theta positions
+    norm: str = 'layernorm'        # or 'rmsnorm' [5], which has no bias
+    mlp: str = 'gelu'              # or 'relu2' [6], 'swiglu' [7]
+    qk_norm: bool = False          # queries and keys of each head to root mean square 1, before rope [8]
+    n_kv_head: int | None = None   # heads of keys and values, each shared by n_head / n_kv_head [9]; None: n_head
+    logit_softcap: float = 0.0     # logits to cap * tanh(logits / cap) [10]; 0: as they are
+    tied: bool = True              # one matrix reads tokens and writes logits
+    zero_init: bool = False        # residual projections begin at 0, so each block as the identity
 
     def __post_init__(self):
-        sizes = ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd')
-        wrong = [f'{name}={getattr(self, name)} must be at least 1 and below 2**31' for name in sizes
+        self.n_kv_head = self.n_head if self.n_kv_head is None else self.n_kv_head
+        wrong = [f'{name}={getattr(self, name)} must be at least 1 and below 2**31' for name in SIZES
                  if not 1 <= getattr(self, name) < 2 ** 31]
-        if not wrong and self.n_embd % self.n_head:
-            wrong.append(f'n_embd={self.n_embd} must be a multiple of n_head={self.n_head}')
+        if not wrong:
+            wrong = [f'{name}={getattr(self, name)} must be a multiple of {other}={getattr(self, other)}'
+                     for name, other in (('n_embd', 'n_head'), ('n_head', 'n_kv_head'))
+                     if getattr(self, name) % getattr(self, other)]
+        if not wrong and self.position == 'rope' and self.head_size % 2:
+            wrong = [f"position='rope' turns pairs of channels, and a head has {self.head_size}"]
         if not 0 <= self.dropout < 1:
             wrong.append(f'dropout={self.dropout} must be at least 0 and below 1')
-        if self.gelu not in ('tanh', 'exact'):
-            wrong.append(f"gelu={self.gelu!r} must be 'tanh' or 'exact'")
+        if not (0 < self.rope_theta < math.inf and 0 <= self.logit_softcap < math.inf):
+            wrong.append(f'rope_theta={self.rope_theta} must be above 0, logit_softcap={self.logit_softcap} at least 0')
+        wrong += [f'{name}={getattr(self, name)!r} must be {" or ".join(map(repr, choices))}'
+                  for name, choices in CHOICES.items() if getattr(self, name) not in choices]
         if wrong:
             raise ValueError('; '.join(wrong))
+
+    @property
+    def head_size(self):
+        return self.n_embd // self.n_head
+
+    @property
+    def longest(self):
+        """Most tokens that the model can see at once: only a table of positions has an end."""
+        return self.block_size if self.position == 'learned' else math.inf
+
+    @property
+    def mlp_width(self):
+        """4 n_embd; of SwiGLU, which has a third matrix, 2/3 of that [7], rounded up to a multiple of 64."""
+        return -(-8 * self.n_embd // (3 * 64)) * 64 if self.mlp == 'swiglu' else 4 * self.n_embd
 
 
 # ---- what a CPU computes faster in another way; times are of 2 cores with AVX512-BF16, forward and backward ----
@@ -112,18 +152,21 @@ def dropout(x, p):
     return F.dropout(x, p)
 
 
-def causal_attention(q, k, v, p):
+def causal_attention(q, k, v, p, bias=None, grouped=False):
     """Attention of each position to itself and those before it, with dropout p of its weights.
 
-    q, k, v and the result: (B, nh, T, hs)."""
+    q and the result: (B, nh, T, hs); k and v: the same, or, grouped, of fewer heads, which divide nh; bias: to be added
+    to the scores, (nh, T, T), -inf where a position lies ahead, or None."""
     B, nh, T, hs = q.shape
     if not _on_cpu(q) or not (p or (q.dtype == torch.bfloat16 and T <= 512 and torch.is_grad_enabled())):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p)
+        return F.scaled_dot_product_attention(q, k, v, bias, p, bias is None, enable_gqa=grouped)
+    if grouped:
+        k, v = (heads.repeat_interleave(nh // k.size(1), dim=1) for heads in (k, v))
     # Written out, as many sequences at a time as have their weights in the cache. B = 16, nh = 6, T = 256, hs = 64 in
     # bfloat16: 34 ms against 51, with dropout 38 against 147 (float32 78 against 124; docs/what_pays.py). Without it
     # torch's own is as fast at T = 1024 in bfloat16, at any T in float32, and keeps no T x T weights; and it rounds
     # scores less, for which it serves where nothing is learnt.
-    later = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
+    later = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1) if bias is None else bias
     rows, parts = max(1, 2 ** 21 // (nh * T * T)), []
     for some in zip((q * hs ** -0.5).split(rows), k.split(rows), (v / (1 - p)).split(rows), strict=True):
         weights = (some[0] @ some[1].transpose(2, 3) + later).softmax(dim=-1)  # (rows, nh, T, T)
@@ -131,61 +174,74 @@ def causal_attention(q, k, v, p):
     return torch.cat(parts)
 
 
-class LayerNorm(nn.Module):
-    """Layer normalisation whose bias may be left out."""
+def make_norm(c):
+    return nn.LayerNorm(c.n_embd, bias=c.bias) if c.norm == 'layernorm' else nn.RMSNorm(c.n_embd, eps=1e-5)
 
-    def __init__(self, n_embd, bias):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(n_embd))
-        self.bias = nn.Parameter(torch.zeros(n_embd)) if bias else None
 
-    def forward(self, x):
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, eps=1e-5)
+def rotated(x, turns):
+    """x, (B, T, nh, hs), with channels i and i + hs/2 of each head, as a point of a plane, turned by the angle whose
+    cosine and sine turns has, (T, 1, hs/2) or (B, T, 1, hs/2): products of two then depend on their distance [3]."""
+    (a, b), (cos, sin) = x.chunk(2, dim=-1), turns
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
 
 
 class CausalSelfAttention(nn.Module):
     """Every position attends to itself and those before it: (B, T, C) to (B, T, C).
 
-    past, in generation: keys and values (B', S, nh, hs) to keep those of x in, `where` being their (sequence, position)
-    indices; and visible, bool (B, 1, 1, n): x is then one new position, which sees those of the first n kept."""
+    turns and mask: what GPT.surroundings() has of the positions. past, in generation: keys and values
+    (B', S, n_kv_head, hs) to keep those of x in, `where` being their (sequence, position) indices, and n: None, or x is
+    one new position a row, which sees of the first n kept those that the mask shows."""
 
     def __init__(self, config):
         super().__init__()
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k and v in one product
+        self.heads, self.head_size = (config.n_head, config.n_kv_head, config.n_kv_head), config.head_size
+        self.grouped = config.n_kv_head < config.n_head
+        self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * self.head_size, bias=config.bias)  # q, k, v at once
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.n_head = config.n_head
-        self.dropout = config.dropout
+        self.dropout, self.qk_norm = config.dropout, config.qk_norm
 
-    def forward(self, x, past=None):
+    def forward(self, x, turns=None, mask=None, past=None):
         B, T, C = x.shape
-        q, k, v = (part.view(B, T, self.n_head, C // self.n_head) for part in self.c_attn(x).split(C, dim=2))
-        visible = None
+        q, k, v = self.c_attn(x).view(B, T, -1, self.head_size).split(self.heads, dim=2)  # (B, T, heads, hs)
+        if self.qk_norm:
+            q, k = (F.rms_norm(part, (self.head_size,), eps=1e-5) for part in (q, k))
+        if turns is not None:
+            q, k = rotated(q, turns), rotated(k, turns)
+        n = None
         if past is not None:
-            keys, values, where, visible = past
+            keys, values, where, n = past
             keys[where], values[where] = k[:, None].to(keys.dtype), v[:, None].to(keys.dtype)
-            if visible is not None:
-                k, v = (cached[:, :visible.size(-1)] for cached in (keys, values))
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, nh, T, hs)
-        if visible is None:
-            y = causal_attention(q, k, v, self.dropout if self.training else 0.0)
+            if n is not None:
+                k, v = keys[:, :n], values[:, :n]
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, heads, T, hs)
+        mask = mask.to(k.dtype) if mask is not None and mask.is_floating_point() else mask
+        if n is None:
+            y = causal_attention(q, k, v, self.dropout if self.training else 0.0, mask, self.grouped)
         else:
-            y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=visible).to(x.dtype)
+            y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, mask, enable_gqa=self.grouped).to(x.dtype)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
         return dropout(y, self.dropout) if self.training else y
 
 
 class MLP(nn.Module):
-    """Each position for itself, through four times the width: (B, T, C) to (B, T, C)."""
+    """Each position for itself, through a wider layer: (B, T, C) to (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.gelu = nn.GELU(approximate='tanh' if config.gelu == 'tanh' else 'none')
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.kind, self.gelu = config.mlp, config.gelu.replace('exact', 'none')  # as F.gelu names it
+        gates = config.mlp_width if config.mlp == 'swiglu' else 0
+        self.c_fc = nn.Linear(config.n_embd, gates + config.mlp_width, bias=config.bias)  # gates first
+        self.c_proj = nn.Linear(config.mlp_width, config.n_embd, bias=config.bias)
         self.dropout = config.dropout
 
     def forward(self, x):
-        y = self.c_proj(self.gelu(self.c_fc(x)))
+        y = self.c_fc(x)
+        if self.kind == 'swiglu':
+            gate, y = y.chunk(2, dim=-1)
+            y = F.silu(gate) * y
+        else:
+            y = F.relu(y).square() if self.kind == 'relu2' else F.gelu(y, approximate=self.gelu)
+        y = self.c_proj(y)
         return dropout(y, self.dropout) if self.training else y
 
 
@@ -194,13 +250,13 @@ class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.ln_1 = LayerNorm(config.n_embd, config.bias)
+        self.ln_1 = make_norm(config)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = LayerNorm(config.n_embd, config.bias)
+        self.ln_2 = make_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x, past=None):
-        x = x + self.attn(self.ln_1(x), past)
+    def forward(self, x, turns=None, mask=None, past=None):
+        x = x + self.attn(self.ln_1(x), turns, mask, past)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -213,23 +269,23 @@ class GPT(nn.Module):
         self.checkpointing = False  # True: keep only what enters each block, and compute it again on the way back
         self.transformer = nn.ModuleDict({
             'wte': nn.Embedding(config.vocab_size, config.n_embd),
-            'wpe': nn.Embedding(config.block_size, config.n_embd),
+            'wpe': nn.Embedding(config.block_size, config.n_embd) if config.position == 'learned' else None,
             'h': nn.ModuleList(Block(config) for _ in range(config.n_layer)),
-            'ln_f': LayerNorm(config.n_embd, config.bias),
+            'ln_f': make_norm(config),
         })
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.transformer.wte.weight = self.lm_head.weight  # one matrix reads tokens and writes logits
+        if config.tied:
+            self.transformer.wte.weight = self.lm_head.weight
         self._init_weights()
 
     @torch.no_grad()
     def _init_weights(self):
         # Normal with deviation 0.02; each block adds two projections to the residual stream, so theirs are scaled by
         # 1/sqrt(2 n_layer) to keep its variance at depth ([1] section 2.3). Biases 0, norms 1.
+        at_depth = 0.0 if self.config.zero_init else 0.02 / math.sqrt(2 * self.config.n_layer)
         for name, parameter in self.named_parameters():
-            if name.endswith('c_proj.weight'):
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer))
-            elif parameter.dim() == 2:
-                nn.init.normal_(parameter, std=0.02)
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=at_depth if name.endswith('c_proj.weight') else 0.02)
             elif name.endswith('bias'):
                 nn.init.zeros_(parameter)
 
@@ -238,33 +294,59 @@ class GPT(nn.Module):
 
         Returns (logits, loss): with targets, logits (B, T, V) and the mean cross-entropy in nats; without, logits
         (B, 1, V) of the last position and None. with_logits=False with targets: (None, loss), in which not all logits
-        need exist at once. positions and pasts, in generation: where idx stands, int64 (B, T), and for each block the
-        past of its attention. ValueError if T is 0 or larger than block_size."""
+        need exist at once. positions and pasts, in generation: where idx stands, int64 (T,) or (B, T), and for each
+        block the past of its attention. ValueError if T is 0 or, where positions are learned, above block_size."""
         T = idx.size(1)
-        if not 0 < T <= self.config.block_size:
-            raise ValueError(f'a sequence of {T} tokens: this model takes 1 to {self.config.block_size} (block_size)')
+        if not 0 < T <= self.config.longest:
+            raise ValueError(f'a sequence of {T} tokens: this model takes 1 to {self.config.longest} (block_size)')
         if positions is None:
             positions = torch.arange(T, device=idx.device)
         x = self.residuals(idx, positions, pasts)  # (B, T, C)
         if targets is None:
-            return self.lm_head(x[:, -1:]), None
+            return self.logits(x[:, -1:]), None
         if not with_logits and (self.checkpointing or _on_cpu(x)):
             return None, self._loss_in_parts(x.flatten(0, 1), targets.flatten())
-        logits = self.lm_head(x)  # (B, T, V)
+        logits = self.logits(x)  # (B, T, V)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
         return logits if with_logits else None, loss
 
     def residuals(self, idx, positions, pasts=None):
         """The residual stream (B, T, C) after the last norm; arguments as in forward()."""
-        x = self.transformer.wte(idx) + self.transformer.wpe(positions)
+        x = self.transformer.wte(idx)
+        if self.transformer.wpe is not None:
+            x = x + self.transformer.wpe(positions)
         if self.training:
             x = dropout(x, self.config.dropout)
+        turns, mask = self.surroundings(positions, pasts[0][-1] if pasts else None)
         for block, past in zip(self.transformer.h, pasts or [None] * self.config.n_layer, strict=True):
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, turns, mask, use_reentrant=False)
             else:
-                x = block(x, past)
+                x = block(x, turns, mask, past)
         return self.transformer.ln_f(x)
+
+    def surroundings(self, positions, n=None):
+        """(turns, mask) for tokens at these positions, (T,) or, in generation, (B, 1): rope's cosines and sines, or
+        None; and None where each sees those before it, else what the first n positions are to each: whether it sees
+        them, (B, 1, 1, n), or alibi's bias of the scores, (..., nh, T, n)."""
+        c, turns = self.config, None
+        if c.position == 'rope':
+            periods = c.rope_theta ** (torch.arange(0, c.head_size, 2, device=positions.device) / c.head_size)
+            angles = (positions[..., None] / periods)[..., None, :]  # (..., T, 1, hs/2)
+            turns = angles.cos(), angles.sin()
+        if n is None and c.position != 'alibi':
+            return turns, None
+        others = torch.arange(n or positions.size(-1), device=positions.device)
+        distances = (positions[..., None] - others)[..., None, :, :]  # (..., 1, T, n)
+        if c.position != 'alibi':
+            return turns, distances >= 0
+        slopes = 2 ** (-8 / c.n_head * torch.arange(1, c.n_head + 1, device=positions.device))[:, None, None]
+        return turns, torch.where(distances < 0, -math.inf, -slopes * distances)
+
+    def logits(self, x):
+        """Logits (..., V) of the residual stream (..., C) after the last norm."""
+        logits, cap = self.lm_head(x), self.config.logit_softcap
+        return cap * torch.tanh(logits.float() / cap) if cap else logits
 
     def _loss_in_parts(self, x, targets):
         """Mean cross-entropy of x (N, C), of which only LOGITS_AT_ONCE exist at a time, here and on the way back.
@@ -272,7 +354,7 @@ class GPT(nn.Module):
         N = 4096, V = 50304, forward and backward on a CPU in bfloat16: 7.2 s, against 7.0 s and three times the memory
         at once, and 19 s of F.linear_cross_entropy (torch 2.13), whose loss is off by 1% (docs/what_pays.py)."""
         def part(x, targets):
-            return F.cross_entropy(self.lm_head(x).float(), targets, ignore_index=-1, reduction='sum')
+            return F.cross_entropy(self.logits(x).float(), targets, ignore_index=-1, reduction='sum')
         rows = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
         if len(x) <= rows:
             total = part(x, targets)
@@ -282,18 +364,21 @@ class GPT(nn.Module):
         return total / (targets != -1).sum()
 
     def get_num_params(self, non_embedding=True):
-        """Number of parameters; the tied matrix counts once, position embeddings only with non_embedding=False."""
-        total = sum(parameter.numel() for parameter in self.parameters())
-        return total - self.transformer.wpe.weight.numel() if non_embedding else total
+        """Number of parameters. A tied matrix counts once; what is only looked up, position embeddings and untied token
+        embeddings, only with non_embedding=False."""
+        c, total = self.config, sum(parameter.numel() for parameter in self.parameters())
+        looked_up = (c.position == 'learned') * c.block_size + (not c.tied) * c.vocab_size  # rows of n_embd
+        return total - non_embedding * looked_up * c.n_embd
 
     def crop_block_size(self, block_size):
         """Shortens the context to block_size positions, in place. ValueError if that is not 1 to the present size."""
         if not 1 <= block_size <= self.config.block_size:
             raise ValueError(f'block_size={block_size}: this model has {self.config.block_size} positions, '
                              f'choose 1 to {self.config.block_size}')
-        wpe = self.transformer.wpe
-        wpe.weight = nn.Parameter(wpe.weight.detach()[:block_size].clone())  # a view would keep and save the whole
-        wpe.num_embeddings = self.config.block_size = block_size
+        self.config.block_size = block_size
+        if (wpe := self.transformer.wpe) is not None:
+            wpe.weight = nn.Parameter(wpe.weight.detach()[:block_size].clone())  # a view would keep and save the whole
+            wpe.num_embeddings = block_size
 
     # ---- published weights ----
 
