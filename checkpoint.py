@@ -36,7 +36,8 @@ SHAPE = ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'vocab_size')  # w
 MOST_VALUES = 300_000  # in a checkpoint, where a tensor counts as one
 NEEDED = {'model': dict, 'model_args': dict, 'iter_num': int, 'config': dict}
 OPTIONAL = {'best_val_loss': (int, float), 'tokens_seen': int, 'elapsed': (int, float), 'scaler': dict, 'digest': dict,
-            'tokenizer': dict, 'record': (dict, type(None)), 'run_id': str, 'job': (str, type(None))}
+            'tokenizer': dict, 'record': (dict, type(None)), 'run_id': str, 'job': (str, type(None)), 'stale': int,
+            'lora': (dict, type(None))}
 UNREADABLE = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM)
 
 
@@ -206,7 +207,8 @@ def _even_out(checkpoint):
     if missing := [key for key in SHAPE if key not in args]:
         return f'has no {" and ".join(missing)} in its model_args: it is not the checkpoint of a GPT'
     batch = [checkpoint['config'].get(key, 0) for key in ('gradient_accumulation_steps', 'batch_size', 'block_size')]
-    if not all(type(size) is int for size in (*batch, *(args[key] for key in SHAPE if key != 'bias'))):
+    numbers = [*batch, *(args[key] for key in SHAPE if key != 'bias'), args.get('n_kv_head', 1)]
+    if not all(type(number) is int for number in numbers):
         return 'has sizes that are no whole numbers'
     json.dumps({key: value for key, value in checkpoint.items() if key not in (*VERIFIED, 'best_val_loss')},
                allow_nan=False)  # raises if anything in them is not plain; no loss is known yet where the best is inf
@@ -215,10 +217,11 @@ def _even_out(checkpoint):
     # A compiled model's names carry a prefix, and nanoGPT on torch 1 kept its attention masks.
     weights = {name.removeprefix('_orig_mod.'): tensor for name, tensor in weights.items()
                if not name.endswith('.attn.bias')}
-    sizes = {'transformer.wte.weight': ('vocab_size', 'n_embd'), 'transformer.wpe.weight': ('block_size', 'n_embd')}
+    positions = [args['block_size'], args['n_embd']] if args.get('position', 'learned') == 'learned' else []
+    sizes = {'transformer.wte.weight': [args['vocab_size'], args['n_embd']], 'transformer.wpe.weight': positions}
     layers = sum(name.endswith('.attn.c_attn.weight') for name in weights)
-    if layers != args['n_layer'] or any(list(getattr(weights.get(name), 'shape', [])) != [args[key] for key in keys]
-                                        for name, keys in sizes.items()):
+    if not checkpoint.get('lora') and (layers != args['n_layer'] or any(  # an adapter's shapes are its base's
+            list(getattr(weights.get(name), 'shape', [])) != size for name, size in sizes.items())):
         return 'holds weights that do not fit the model_args beside them'  # by which memory would be taken for a model
     args.setdefault('gelu', 'exact')  # nanoGPT's only form; ours always name theirs
     checkpoint['model'] = weights
@@ -291,6 +294,14 @@ def to_continue(out_dir, init_from, restarted):
     return 'scratch' if init_from == 'auto' else init_from, {}, None
 
 
+def in_words(checkpoint, path, config, unsaid):
+    """What is resumed, and which keys of config, but those unsaid, have changed since it was saved."""
+    saved = checkpoint['config']
+    changes = [f'{key} {saved[key]!r} -> {value!r}' for key, value in config.items()
+               if saved.get(key, value) != value and key not in unsaid]
+    return f"resuming {path} at step {checkpoint['iter_num']}" + '; now ' * bool(changes) + ', '.join(changes)
+
+
 def fingerprint(checkpoint):
     """24 bits by which processes find out whether they have loaded the same state."""
     state = repr([checkpoint.get(key) for key in ('iter_num', 'digest')])
@@ -324,12 +335,17 @@ def restore_optimizer(optimizer, scaler, checkpoint, path):
     groups = optimizer.state_dict()['param_groups']
     saved = checkpoint.get('optimizer')
     state = saved.get('state') if isinstance(saved, dict) else None
-    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group['params']]
-    fits = isinstance(state, dict) and (not state or state.keys() == set(range(len(shapes)))) and all(
+    needed = [{'momentum_buffer': parameter.shape} if 'ns_steps' in group else  # Muon's
+              {'step': torch.Size(), 'exp_avg': parameter.shape, 'exp_avg_sq': parameter.shape}
+              for group in optimizer.param_groups for parameter in group['params']]
+    run = checkpoint.get('config', {})
+    frozen = run.get('trainable', 'all') != 'all' or run.get('unfreeze')
+    fits = isinstance(state, dict) and (not state or frozen or len(state) == len(needed)) and all(
         isinstance(moments, dict) and {name: getattr(value, 'shape', None) for name, value in moments.items()}
-        == {'step': torch.Size(), 'exp_avg': shapes[i], 'exp_avg_sq': shapes[i]} for i, moments in state.items())
+        == dict(enumerate(needed)).get(i) for i, moments in state.items())
     if not fits:
-        raise UserError(f'the optimizer state in {path} is missing or of another model')
+        raise UserError(f'the optimizer state in {path} is missing, or of another model or optimizer: resume with the '
+                        'optimizer that it was saved by')
     optimizer.load_state_dict({'state': state, 'param_groups': groups})
     for moments in optimizer.state.values():  # on a CPU they are still the file's memory map
         moments.update({name: tensor.clone() for name, tensor in moments.items() if tensor.device.type == 'cpu'})

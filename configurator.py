@@ -13,6 +13,7 @@ annotation `key: int | None` allows None. A script may define problems(), a gene
 not fit together, before the call. All problems are printed at once, a line each, with exit status 2.
 """
 import ast
+import contextlib
 import difflib
 import inspect
 import io
@@ -23,7 +24,7 @@ import sys
 import tokenize
 from types import SimpleNamespace
 
-from errors import end_with
+from errors import end_with, warn
 
 
 def read_block(source, values):
@@ -48,8 +49,8 @@ def read_block(source, values):
         kinds = ast.unparse(annotation).split(' | ') if annotation else [type(default).__name__]
         kind = next(kind for kind in kinds if kind != 'None')
         column, heading = comments.get(node.lineno - 1, (1, ''))
-        keys[target.id] = SimpleNamespace(type={'bool': bool, 'int': int, 'float': float, 'str': str}[kind],
-                                          nullable='None' in kinds, default=default,
+        kind = {'bool': bool, 'int': int, 'float': float, 'str': str, 'dict': dict}[kind]
+        keys[target.id] = SimpleNamespace(type=kind, nullable='None' in kinds, default=default,
                                           comment=comments.get(node.end_lineno, (0, ''))[1],
                                           heading=heading if column == 0 else '')
     return keys
@@ -61,6 +62,10 @@ def parse_text(key, text):
         return None
     if key.type is str:
         return text
+    if key.type is dict:
+        with contextlib.suppress(SyntaxError, ValueError):  # which it is not
+            text = ast.literal_eval(text)
+        return check_value(key, text)
     if key.type is bool:
         if text.lower() not in ('true', 'false'):
             raise ValueError('expected True or False')
@@ -85,7 +90,8 @@ def check_value(key, value):
 
 
 def describe(key):
-    names = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'a text in quotes'}
+    names = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'a text in quotes',
+             dict: "a dict as {0: 'head', 1000: 'all'}"}
     return names[key.type] + (' or None' if key.nullable else '')
 
 
@@ -197,6 +203,16 @@ def configure(namespace, arguments=None):
     if wrong:
         end_with(wrong)
     return values, given
+
+
+def overrule(config, given, decided):
+    """Puts what a checkpoint or a pretrained model decides over the values of config, with a warning where another was
+    given; returns decided."""
+    for key, value in decided.items():
+        if key in given and config[key] != value:
+            warn(f'{key}={config[key]} is not used: the model and run to go on from have {key}={value}')
+    config.update(decided)
+    return decided
 
 
 def print_help(script, docstring, keys):

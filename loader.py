@@ -174,6 +174,11 @@ def open_data_set(folder, block_size, may_be_missing=False):
                              meta['tokens'].get(split)) for split in ('train', 'val'))
 
 
+def rounded_vocab_size(meta):
+    """The vocabulary of a model for a data set: its own, or, of GPT-2's, a rounder and faster one."""
+    return 50304 if meta['vocab_size'] in (None, GPT2_VOCAB_SIZE) else meta['vocab_size']
+
+
 def check_fit(folder, meta, token_files, vocab_size, tokenizer=None):
     """UserError if a data set can't be for a model of this vocab_size, or has not the tokenizer (None: any) that it was
     trained with, or if an id is outside the vocabulary where its files are looked into."""

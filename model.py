@@ -109,7 +109,7 @@ class GPTConfig:
             wrong = [f"position='rope' turns pairs of channels, and a head has {self.head_size}"]
         if not 0 <= self.dropout < 1:
             wrong.append(f'dropout={self.dropout} must be at least 0 and below 1')
-        if not (0 < self.rope_theta < math.inf and 0 <= self.logit_softcap < math.inf):
+        if not (0 < self.rope_theta <= 1e30 and 0 <= self.logit_softcap <= 1e30):  # of which float32 can compute
             wrong.append(f'rope_theta={self.rope_theta} must be above 0, logit_softcap={self.logit_softcap} at least 0')
         wrong += [f'{name}={getattr(self, name)!r} must be {" or ".join(map(repr, choices))}'
                   for name, choices in CHOICES.items() if getattr(self, name) not in choices]
@@ -156,7 +156,7 @@ def causal_attention(q, k, v, p, bias=None, grouped=False):
     """Attention of each position to itself and those before it, with dropout p of its weights.
 
     q and the result: (B, nh, T, hs); k and v: the same, or, grouped, of fewer heads, which divide nh; bias: to be added
-    to the scores, (nh, T, T), -inf where a position lies ahead, or None."""
+    to the scores, (1, nh, T, T), -inf where a position lies ahead, or None."""
     B, nh, T, hs = q.shape
     if not _on_cpu(q) or not (p or (q.dtype == torch.bfloat16 and T <= 512 and torch.is_grad_enabled())):
         return F.scaled_dot_product_attention(q, k, v, bias, p, bias is None, enable_gqa=grouped)
@@ -180,7 +180,7 @@ def make_norm(c):
 
 def rotated(x, turns):
     """x, (B, T, nh, hs), with channels i and i + hs/2 of each head, as a point of a plane, turned by the angle whose
-    cosine and sine turns has, (T, 1, hs/2) or (B, T, 1, hs/2): products of two then depend on their distance [3]."""
+    cosine and sine turns has, each (1 or B, T, 1, hs/2): products of two then depend on their distance [3]."""
     (a, b), (cos, sin) = x.chunk(2, dim=-1), turns
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
 
@@ -328,16 +328,16 @@ class GPT(nn.Module):
     def surroundings(self, positions, n=None):
         """(turns, mask) for tokens at these positions, (T,) or, in generation, (B, 1): rope's cosines and sines, or
         None; and None where each sees those before it, else what the first n positions are to each: whether it sees
-        them, (B, 1, 1, n), or alibi's bias of the scores, (..., nh, T, n)."""
-        c, turns = self.config, None
+        them, (B, 1, 1, n), or alibi's bias of the scores, (1 or B, nh, T, n)."""
+        c, turns, positions = self.config, None, positions.view(-1, positions.size(-1))  # (1 or B, T)
         if c.position == 'rope':
             periods = c.rope_theta ** (torch.arange(0, c.head_size, 2, device=positions.device) / c.head_size)
-            angles = (positions[..., None] / periods)[..., None, :]  # (..., T, 1, hs/2)
+            angles = (positions[..., None] / periods)[..., None, :]  # (1 or B, T, 1, hs/2)
             turns = angles.cos(), angles.sin()
         if n is None and c.position != 'alibi':
             return turns, None
         others = torch.arange(n or positions.size(-1), device=positions.device)
-        distances = (positions[..., None] - others)[..., None, :, :]  # (..., 1, T, n)
+        distances = (positions[..., None] - others)[:, None]  # (1 or B, 1, T, n)
         if c.position != 'alibi':
             return turns, distances >= 0
         slopes = 2 ** (-8 / c.n_head * torch.arange(1, c.n_head + 1, device=positions.device))[:, None, None]

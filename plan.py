@@ -16,23 +16,32 @@ from typing import NamedTuple
 
 import torch
 
-from errors import RANK, print0
-from model import data_sheet
+from errors import RANK, complaints, print0
+from model import GPTConfig, data_sheet
+from optimization import make_optimizer
 from runtime import Process, check_device, device_memory, hardware_name, peak_memory, precision, set_up_math
 from sizing import measured_peak, measured_step, memory, parameters, usable
 
 KEYS = ('plan', 'device_name', 'num_devices', 'expected_mfu')  # of train.py, that say nothing about a run
+SHAPE = ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd', 'dropout', 'bias')  # of a GPTConfig
 TOKENS_A_PARAMETER = 20  # of the compute-optimal models in [2], table 3: 20.0 at 400M, 20.2 at 1B, 20.5 at 10B
 
 
-def problems(plan, eval_only, device, device_name):
-    """Yields what is wrong with these keys of train.py together."""
-    if plan and eval_only:
+def problems(run):
+    """Yields what is wrong with the keys of train.py that say what is planned, on what hardware."""
+    if run['n_head'] and run['n_embd'] % run['n_head']:
+        yield f"n_embd={run['n_embd']} is not a multiple of n_head={run['n_head']}"
+    if run['n_kv_head'] and run['n_head'] % run['n_kv_head']:
+        yield f"n_head={run['n_head']} is not a multiple of n_kv_head={run['n_kv_head']}"
+    if run['plan'] and run['eval_only']:
         yield 'plan=True is about training: leave out eval_only=True'
-    if device_name and not (plan and device == 'cuda'):
-        yield f'device_name={device_name!r} goes with --plan=True and --device=cuda'
-    if device_name and not data_sheet(device_name):
-        yield (f'device_name={device_name!r} has no data sheet in model.py (DEVICES), which has H200, H100 SXM, A100, '
+    name = run['device_name']
+    if not name:
+        yield from complaints(check_device, run['device'])
+    elif not (run['plan'] and run['device'] == 'cuda'):
+        yield f'device_name={name!r} goes with --plan=True and --device=cuda'
+    elif not data_sheet(name):
+        yield (f'device_name={name!r} has no data sheet in model.py (DEVICES), which has H200, H100 SXM, A100, '
                'RTX 4090 and others')
 
 
@@ -75,8 +84,13 @@ class Plan:
         self.steps = max(0, run['max_iters'] - done)
         micro_batches, rows = run['gradient_accumulation_steps'], run['batch_size']
         parts, units = Process(torch.device('meta'), world_size=hardware.count).share(micro_batches, rows)
+        trained = {name: parameter for name, parameter in gpt.named_parameters() if parameter.requires_grad}
+        self.trained = sum(parameter.numel() for parameter in trained.values())
+        one_moment = sum(parameter.numel() for name, parameter in trained.items() if run.get('optimizer') == 'muon'
+                         and 'transformer.h.' in name and parameter.dim() == 2)
         self.memory = memory(gpt.config, rows // parts, precision_name, hardware.kind, len(units) > 1,
-                             run['activation_checkpointing'], hardware.count > 1)
+                             run['activation_checkpointing'], hardware.count > 1, self.trained,
+                             2 - one_moment / max(1, self.trained))
         if hardware.program:
             self.memory |= resident(self.memory, hardware.program)
         self.fits = hardware.memory is None or sum(self.memory.values()) < hardware.memory
@@ -91,15 +105,18 @@ class Plan:
     def summary(self):
         """{label: text} of what can be said without computing."""
         run, config, count, there = self.run, self.gpt.config, self.hardware.count, self.hardware.memory
+        some = f', {self.trained:,} of them trained' if self.trained < self.parameters else ''
         said = {
-            'model': f'{self.parameters:,} parameters: {_listed(parameters(config), _short)}; {config}',
+            'model': f'{self.parameters:,} parameters{some}: {_listed(parameters(config), _short)}; '
+                     f'{_described(config)}',
             'step': f'{self.step_tokens:,} tokens: micro-batches x sequences x positions '
                     f'{run["gradient_accumulation_steps"]} x {run["batch_size"]} x {config.block_size}',
             'run': f'{self.steps:,} steps: {self.tokens:,} tokens, ',
             'compute': f'{self.flops + self.evaluation_flops:.3g} FLOPs: {_short(self.gpt.flops_per_token())} for each '
                        'token, forward and backward',
             'memory': f'{_bytes(sum(self.memory.values()))} a device at the peak: {_listed(self.memory, _bytes)}',
-            'disk': f'{_bytes(12 * self.parameters)} a checkpoint, of which out_dir holds up to four',
+            'disk': f'{_bytes(4 * self.parameters + self.memory["optimizer state"])} a checkpoint, of which out_dir '
+                    'holds up to four',
         }
         if count > 1:
             said['step'] += f', shared by {count} devices'
@@ -133,7 +150,8 @@ class Plan:
         name = precision(device, dtype, self.gpt.config.n_embd)[0]
         peak = measured_peak(device, getattr(torch, name))
         micro_batch, update = measured_step(self.gpt.config, run['batch_size'], device, dtype, compiled,
-                                            run['activation_checkpointing'])
+                                            run['activation_checkpointing'],
+                                            lambda gpt: make_optimizer(gpt, run, device.type))
         step = micro_batch * run['gradient_accumulation_steps'] / count + update
         evaluation = 2 * math.ceil(run['eval_iters'] / count) * micro_batch / 3
         seconds = step * self.steps + evaluation * self.evaluations
@@ -176,6 +194,13 @@ def print_summary(said):
     """Prints {label: text}, one line each."""
     for label, text in said.items():
         print0(f'{label:<8} {text}')
+
+
+def _described(config):
+    """A GPTConfig by the fields that GPT-2s differ in, and those of the others that are not as in GPT-2."""
+    plain = GPTConfig(**{name: getattr(config, name) for name in SHAPE})
+    fields = {name: value for name, value in vars(config).items() if name in SHAPE or value != getattr(plain, name)}
+    return f'GPTConfig({", ".join(f"{name}={value!r}" for name, value in fields.items())})'
 
 
 def _listed(parts, shown):

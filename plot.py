@@ -154,8 +154,13 @@ def limit_height(losses, curves):
 def draw(folders, path, x='steps'):
     """Writes the figure of these runs to path, a PNG 1600 pixels wide, whole or not at all. UserError as from figure(),
     and if path can't be written."""
+    save(figure(folders, x), path)
+
+
+def save(picture, path):
+    """Writes a matplotlib Figure to path, whole or not at all. UserError if that can't be written."""
     folder, name = os.path.split(path)
-    picture, temporary = figure(folders, x), os.path.join(folder, f'.{name}.tmp')
+    temporary = os.path.join(folder, f'.{name}.tmp')
     with (explained(OSError, prefix='the picture cannot be written: '),
           warnings.catch_warnings(action='ignore', category=UserWarning)):  # of letters in a name that the font lacks
         try:
@@ -164,6 +169,28 @@ def draw(folders, path, x='steps'):
         finally:
             with contextlib.suppress(OSError):
                 os.remove(temporary)
+
+
+def draw_sweep(rates, losses, smoothed, suggestion, path):
+    """Writes a picture of losses over rising learning rates, raw and smoothed, and of the rate that is suggested."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return warn('no picture of the learning rates: it needs the package matplotlib')
+    picture = Figure(figsize=(8, 4.5), dpi=200, layout='constrained')
+    axes = picture.subplots()
+    axes.plot(rates, losses, color=GREY, alpha=0.6, label='training, each step', **STYLES['loss'])
+    axes.plot(rates, smoothed, color=BLUE, lw=1.8, label='smoothed')
+    axes.axvline(suggestion, color=VERMILION, ls='--', lw=1.5, label=f'suggestion, {suggestion:.1e}')
+    axes.set(xscale='log', xlabel='learning rate', ylabel='loss (nats per token)')
+    low, high = min(smoothed), smoothed[0]
+    axes.set_ylim(low - 0.1 * (high - low) - 0.01, high + 0.2 * (high - low) + 0.01)  # and not up to where it diverges
+    axes.grid(color='#e5e5e5', lw=0.6)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.legend(frameon=False)
+    with explained(OSError, prefix='the picture cannot be written: '):
+        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    save(picture, path)
 
 
 def draw_finished(out_dir):

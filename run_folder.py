@@ -13,14 +13,23 @@ import contextlib
 import errno
 import itertools
 import json
+import math
 import os
+from importlib.util import find_spec
 
 from filelock import FileLock, Timeout
 
-from errors import UserError, explained, warn
+from errors import UserError, complaints, explained, warn
 
 CHECKPOINTS = ('ckpt.pt', 'ckpt.prev.pt', 'last.pt', 'last.prev.pt')
 TEMPORARY = ('.ckpt.pt.tmp', '.last.pt.tmp', '.metrics.jsonl.tmp', '.loss.png.tmp')
+
+
+def problems(run):
+    """Yields what is wrong with a run's out_dir or wandb_log."""
+    if run['wandb_log'] and not find_spec('wandb'):
+        yield 'wandb_log=True needs the package: pip install wandb'
+    yield from complaints(check_name, run['out_dir'])
 
 
 def check_name(out_dir):
@@ -64,9 +73,10 @@ def enter(out_dir):
 
 
 def begin(out_dir, step, wandb_options=None):
-    """Metrics of a run that goes on in out_dir after this step; None: of a new one, for which it makes room.
+    """Metrics of a run that goes on in out_dir after this step; None: of a new one, for which it makes room there.
 
     wandb_options: what wandb.init takes, to log there too. UserError if it refuses, or the disk does."""
+    enter(out_dir)
     wandb = None
     if wandb_options:
         import wandb
@@ -79,7 +89,7 @@ def begin(out_dir, step, wandb_options=None):
 
 def set_aside(out_dir):
     """Moves the run that an out_dir holds into the next out_dir/replaced/N, so that a new one can't mix with it."""
-    names = *CHECKPOINTS, 'metrics.jsonl', 'loss.png'
+    names = *CHECKPOINTS, 'metrics.jsonl', 'loss.png', 'adapter'
     found = [name for name in names if os.path.exists(os.path.join(out_dir, name))]
     if found:
         numbers = (os.path.join(out_dir, 'replaced', str(n)) for n in itertools.count(1))
@@ -143,6 +153,23 @@ class Metrics:
             self.wandb.finish()
         if unsaved or self.unwritten:
             raise UserError(unsaved or f'the last lines of {self.path} could not be written')
+
+
+def in_words(record):
+    """What is printed of the record of a line of the log."""
+    norm, mfu = record['grad_norm'], record['mfu']
+    return (f"loss {record['loss']:.4f}, lr {record['lr']:.2e}, norm {math.inf if norm is None else norm:.2f}, "
+            f"{record['ms_per_step']:.1f} ms, {record['tokens_per_s']:,.0f} tokens/s, "
+            f"MFU {'n/a' if mfu is None else f'{mfu:.1%}'}")
+
+
+def give_up(metrics, step, tokens, what):
+    """Ends the run, of which metrics are written here or not, for numbers that are not finite, before they reach the
+    weights or the disk."""
+    sentence = f'{what}; resume from the last state with a lower learning_rate'
+    if metrics:
+        metrics.write({'step': step, 'tokens': tokens, 'error': sentence})
+    raise UserError(sentence)
 
 
 def cut_metrics(out_dir, step):

@@ -12,6 +12,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from errors import LOCAL_RANK, UserError, explain_user_errors, warn
 
@@ -194,47 +195,16 @@ class Process:
         total, squares = self.total(number, number * number)
         return total == self.world_size * number and squares == self.world_size * number * number
 
+    def averaging(self, gpt):
+        """gpt; of several ranks DDP around it, which averages the gradients of what is trainable now."""
+        if self.world_size == 1:
+            return gpt
+        return DistributedDataParallel(gpt, device_ids=[self.device.index] if self.device.type == 'cuda' else None,
+                                       gradient_as_bucket_view=True)
+
     def restarted(self):
         """Whether torchrun has started any rank of this job before."""
         return self.total(RESTARTS)[0] > 0
-
-
-class Guard:
-    """Keeps what is not finite from the weights, on all ranks alike, and without a wait for the device in each step.
-
-    After a step whose loss or gradient is not finite no step changes the weights, until look() tells; but where float16
-    has overflowed only that step is left out, and the scaler lowers its scale, as long as that is above 1."""
-
-    def __init__(self, process, optimizer, scaler):
-        self.process, self.optimizer, self.scaler = process, optimizer, scaler
-        # Loss and norm of the last step, steps left out, whether halted, and number, loss and norm of what did that.
-        self.seen = torch.zeros(7, device=process.device)
-
-    def step(self, number, loss, grad_norm):
-        """The optimizer's step of this number, for this rank's share of the loss and its norm of the gradient."""
-        one = torch.ones((), device=self.process.device)
-        scale = self.scaler.scale(one)
-        loss, overflows = self.process.sum(torch.stack([loss, ~grad_norm.isfinite()]))  # over all ranks
-        skipped = (overflows == self.process.world_size) & (scale > 1)
-        bad = ~loss.isfinite() | ((overflows > 0) & ~skipped)
-        halted = self.seen[3] > 0
-        first = torch.where(halted, self.seen[4:], torch.stack([one * number, loss, grad_norm]))
-        self.seen = torch.cat([torch.stack([loss, grad_norm, self.seen[2] + skipped, halted | bad]), first])
-        self.optimizer.found_inf = self.seen[3].maximum(skipped)  # a fused optimizer does nothing where this is 1
-        if self.process.device.type != 'mps' or not self.optimizer.found_inf:  # whose kernel takes no notice of it
-            self.optimizer.step()
-        self.scaler.update()
-        if self.scaler.is_enabled():  # which has not seen what was finite before the norm, or on this rank
-            self.scaler.update(torch.where(skipped, scale / 2, self.scaler.scale(one)))
-
-    def look(self):
-        """(loss, gradient norm, steps left out since the last look, None or (number, sentence) of the first step that
-        was not finite), for which this rank waits for its device."""
-        loss, norm, skipped, halted, *first = self.seen.tolist()
-        self.seen[2] = 0
-        wrong = (f'after step {first[0] - 1:.0f} the loss is {first[1]} and the gradient norm {first[2]}: stopped '
-                 'before they reached the weights')
-        return loss, norm, int(skipped), (int(first[0]), wrong) if halted else None
 
 
 def set_up_process(device, backend):

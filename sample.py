@@ -5,32 +5,39 @@ Writes text with a trained model or a published GPT-2:
     python sample.py --init_from=gpt2-xl --start="The best way to learn is" --num_samples=5 --max_new_tokens=100
     python sample.py --start=FILE:prompt.txt
     python sample.py --prompts=prompts.jsonl --output=completions.jsonl
+    python sample.py --adapter=out-lora/adapter --merge=out-merged
 
-The last reads one prompt a line, {"prompt": "…"}, and writes {"prompt": "…", "completions": ["…", …]} for each.
+The fourth reads one prompt a line, {"prompt": "…"}, and writes {"prompt": "…", "completions": ["…", …]} for each. The
+fifth writes a checkpoint in place of text.
 """
 import json
+import math
 import os
 import signal
 import sys
+from dataclasses import asdict
 from functools import partial
 
 import torch
 from tqdm import tqdm
 
 import checkpoint
+import finetuning
+import run_folder
 from configurator import configure
 from errors import UserError, complaints, explained, warn
 from generation import stream
 from loader import read_meta
-from model import GPT, GPTConfig
 from runtime import (check_device, compile_or_warn, default_device, default_dtype, hardware_name, room_for_batch,
                      set_up_math)
-from tokenizer import GPT2Tokenizer, load_tokenizer
+from tokenizer import load_tokenizer
 
 # ---- configuration ----
 # Model
-init_from = 'resume'                # resume (out_dir), gpt2, gpt2-medium, gpt2-large, gpt2-xl, a hub id or directory
+init_from = 'resume'                # resume (out_dir), gpt2 to gpt2-xl, a hub id, or a model's directory or .pt file
 out_dir = 'out'                     # folder of the run, relative to where you are
+adapter = ''                        # folder of a LoRA adapter, to the base that it names unless init_from names another
+merge = ''                          # folder to write the model to, with its adapter merged, in place of text
 # Prompts
 start = '\n'                        # the prompt; FILE:prompt.txt takes the text of a file
 prompts = ''                        # a .jsonl file of many prompts, in place of start
@@ -44,7 +51,8 @@ top_p: float | None = None          # (0, 1], choose from the fewest tokens of t
 min_p: float | None = None          # [0, 1], choose from tokens this times as likely as the likeliest; None: all
 repetition_penalty = 1.0            # > 0; above 1 makes tokens that the text has already less likely
 stop = ''                           # text that ends a completion, and is not part of it; '': none
-stride: int | None = None           # >= 1 tokens by which a full window moves; None: half of it, 1 at temperature 0
+context_size: int | None = None     # >= 1 tokens that it sees; None: block_size; more if positions are not learned
+stride: int | None = None           # >= 1 tokens by which a full context moves; None: half of it, 1 at temperature 0
 seed = 1337                         # [0, 4294967295], the same seed gives the same text
 # System
 device = default_device()           # cuda, cuda:1, mps or cpu; unless told, the best one here
@@ -57,6 +65,8 @@ def problems():
         yield 'prompts and output go together: --prompts=prompts.jsonl --output=completions.jsonl'
     elif output and os.path.isdir(output):
         yield f'output={output} is a folder: name a file'
+    if merge and (prompts or os.path.exists(merge) and not os.path.isdir(merge)):
+        yield f'merge={merge} is for a checkpoint: name a folder, and leave out prompts'
     yield from complaints(check_device, device)
 
 
@@ -100,22 +110,35 @@ else:
 # ---- model and tokenizer ----
 device = check_device(device)
 set_up_math(seed, device)
-if init_from == 'resume':
-    saved, path = checkpoint.load_to_sample(out_dir)
-    with explained(ValueError, TypeError, prefix=f'{path}: '):
-        model = GPT(GPTConfig(**saved['model_args'] | {'dropout': 0.0}))
-    checkpoint.restore_model(model, saved, path)
-    about = saved.get('tokenizer')
-    if about is None:  # nanoGPT keeps the characters with the data only
-        data_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', checkpoint.data_set(saved, path))
-        about = read_meta(data_dir)['tokenizer']
-        warn(f"{path} names no tokenizer: taking the one of {data_dir}, kind {about['kind']!r}")
-    tokenizer, origin = load_tokenizer(about), f"{path}, step {saved['iter_num']}"
-else:
-    with explained(ValueError, prefix=f'init_from={init_from}: '):
-        model = GPT.from_pretrained(init_from)
-    tokenizer, path = GPT2Tokenizer(), init_from
-    origin = init_from
+adapted = finetuning.load_adapter(adapter) if adapter else None
+if adapted and 'init_from' not in given:
+    init_from = adapted.lora['base']
+    if not init_from:
+        raise UserError(f'{adapter} does not name its base: give it with --init_from')
+with explained(ValueError, prefix=f'init_from={init_from}: '):
+    saved, path = checkpoint.load_to_sample(out_dir) if init_from == 'resume' else finetuning.find(init_from)
+    model = finetuning.build(saved, path)
+about = saved.get('tokenizer') if saved else {'kind': 'gpt2'}
+finetuning.merge_adapter(model)  # of a LoRA run
+if adapted:
+    finetuning.apply_adapter(model, adapted, path)
+    finetuning.merge_adapter(model)
+    about = adapted.tokenizer or about
+if about is None:  # nanoGPT keeps the characters with the data only
+    data_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', checkpoint.data_set(saved, path))
+    about = read_meta(data_dir)['tokenizer']
+    warn(f"{path} names no tokenizer: taking the one of {data_dir}, kind {about['kind']!r}")
+if merge:
+    state = {'model': model.state_dict(), 'optimizer': {}, 'model_args': asdict(model.config), 'iter_num': 0,
+             'best_val_loss': math.inf, 'tokenizer': about,
+             'config': {key: saved['config'][key] for key in ('dataset',) if key in saved.get('config', {})}}
+    run_folder.enter(merge)
+    with explained(OSError, ValueError, prefix='merge cannot be written: '):
+        run_folder.set_aside(merge)
+        checkpoint.save(merge, state, ['ckpt'])
+    print(f'{os.path.join(merge, "ckpt.pt")} is a plain model now. Try:\npython sample.py --out_dir={merge}')
+    sys.exit(0)
+tokenizer = load_tokenizer(about)
 if tokenizer.vocab_size > model.config.vocab_size:
     raise UserError(f'{path} has a vocabulary of {model.config.vocab_size} tokens and its tokenizer one of '
                     f'{tokenizer.vocab_size}: they do not belong together')
@@ -126,6 +149,7 @@ if compile:
     example = torch.zeros(1, 1, dtype=torch.int64, device=device)
     compile = compile_or_warn(model, lambda: model.generate(example, min(3, model.config.block_size),
                                                             num_samples=min(num_samples, 2)), dynamic=True)
+origin = path + (f", step {saved['iter_num']}" if saved else '') + (f' with {adapter}' if adapter else '')
 print(f'{origin}; {hardware_name(device)}, {precision_name}, {"compiled" if compile else "eager"}', file=sys.stderr)
 
 
@@ -133,8 +157,10 @@ print(f'{origin}; {hardware_name(device)}, {precision_name}, {"compiled" if comp
 def batches():
     """Yields (first, last, samples): prompts first to last - 1 and a range of samples of each, to be continued at once,
     as many as there is memory for keys, values and logits, and for encoding the prompts."""
-    c, longest = model.config, min(model.config.block_size, max(map(len, encoded)) + max_new_tokens)
-    rows = max(1, min(256, room_for_batch(device) // (longest * c.n_embd * (8 * c.n_layer + 40) + 20 * c.vocab_size)))
+    c = model.config
+    longest = min(context_size or c.block_size, max(map(len, encoded)) + max_new_tokens)
+    position = 8 * c.n_layer * c.n_kv_head * c.head_size + 40 * c.n_embd  # bytes
+    rows = max(1, min(256, room_for_batch(device) // (longest * position + 20 * c.vocab_size)))
     together = max(1, rows // num_samples)
     for first in range(0, len(encoded), together):
         for begin in range(0, num_samples, rows):
@@ -152,7 +178,8 @@ def complete(first, last, samples, show=None):
         for chosen in stream(model, torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device), max_new_tokens,
                              temperature, top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
                              vocab_size=tokenizer.vocab_size, lengths=[len(row) for row in ids],
-                             num_samples=len(samples), seeds=seeds, stride=stride):
+                             num_samples=len(samples), seeds=seeds, stride=stride,
+                             context_size=context_size):
             new.append(chosen)  # (rows, 1)
             if not (show or stop):
                 continue  # no step waits for the device

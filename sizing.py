@@ -7,6 +7,7 @@ References:
 [2] Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models, arXiv 2205.05198, section 4
 """
 
+import math
 import statistics
 import time
 from dataclasses import replace
@@ -14,21 +15,23 @@ from dataclasses import replace
 import torch
 
 from model import GPT, LOGITS_AT_ONCE
-from runtime import Guard, Process, compile_or_warn, precision, synchronize
+from optimization import Guard
+from runtime import Process, compile_or_warn, precision, synchronize
 
 # ---- parameters and FLOPs, by part ----
 
 def parameters(config):
     """{part: number of parameters} of a GPT with this GPTConfig; the sum is GPT(config).get_num_params(False)."""
-    c, width, bias = config, config.n_embd, int(config.bias)
+    c, C, bias = config, config.n_embd, int(config.bias)
+    up = c.mlp_width * (2 if c.mlp == 'swiglu' else 1)
     return {
-        'token embedding and head': c.vocab_size * width,
-        'position embedding': c.block_size * width,
-        'attention: query, key, value': c.n_layer * 3 * width * (width + bias),
-        'attention: projection': c.n_layer * width * (width + bias),
-        'MLP: up': c.n_layer * 4 * width * (width + bias),
-        'MLP: down': c.n_layer * width * (4 * width + bias),
-        'layer norms': (2 * c.n_layer + 1) * width * (1 + bias),
+        'token embedding and head': c.vocab_size * C * (1 if c.tied else 2),
+        'position embedding': (c.position == 'learned') * c.block_size * C,
+        'attention: query, key, value': c.n_layer * (C + 2 * c.n_kv_head * c.head_size) * (C + bias),
+        'attention: projection': c.n_layer * C * (C + bias),
+        'MLP: up': c.n_layer * up * (C + bias),
+        'MLP: down': c.n_layer * C * (c.mlp_width + bias),
+        'layer norms': (2 * c.n_layer + 1) * C * (1 + (c.norm == 'layernorm') * bias),
     }
 
 
@@ -36,15 +39,16 @@ def flops(config, tokens=None):
     """{part: FLOPs} of the forward pass over one sequence of so many tokens (block_size unless told), a product of
     (n, m) and (m, k) being 2 n m k. All T x T scores count, as in [1]; what is no matrix product does not. The backward
     pass takes twice as many."""
-    c, width, T = config, config.n_embd, tokens or config.block_size
+    c, C, T = config, config.n_embd, tokens or config.block_size
+    up = c.mlp_width * (2 if c.mlp == 'swiglu' else 1)
     return {
-        'attention: query, key, value': c.n_layer * 2 * T * 3 * width * width,
-        'attention: scores': c.n_layer * 2 * T * T * width,
-        'attention: weighted sum': c.n_layer * 2 * T * T * width,
-        'attention: projection': c.n_layer * 2 * T * width * width,
-        'MLP: up': c.n_layer * 2 * T * 4 * width * width,
-        'MLP: down': c.n_layer * 2 * T * 4 * width * width,
-        'head': 2 * T * width * c.vocab_size,
+        'attention: query, key, value': c.n_layer * 2 * T * C * (C + 2 * c.n_kv_head * c.head_size),
+        'attention: scores': c.n_layer * 2 * T * T * C,
+        'attention: weighted sum': c.n_layer * 2 * T * T * C,
+        'attention: projection': c.n_layer * 2 * T * C * C,
+        'MLP: up': c.n_layer * 2 * T * C * up,
+        'MLP: down': c.n_layer * 2 * T * C * c.mlp_width,
+        'head': 2 * T * C * c.vocab_size,
     }
 
 
@@ -58,43 +62,70 @@ def usable(memory):
     return memory - min(RESERVED, memory / 8)
 
 
-def memory(config, batch_size, precision, device_type, accumulating=False, checkpointing=False, distributed=False):
+def memory(config, batch_size, precision, device_type, accumulating=False, checkpointing=False, distributed=False,
+           trainable=None, moments=2.0):
     """{part: bytes} at the peak of a training step on one device, the sum being the peak, without the program itself.
 
     batch_size: sequences of block_size tokens in a micro-batch; precision: 'float32', 'bfloat16' or 'float16';
     accumulating: gradients are there already when a backward pass begins; checkpointing: train.py's
-    activation_checkpointing; distributed: DDP has its buckets, which the gradients of the last micro-batch move into.
+    activation_checkpointing; distributed: DDP has its buckets, which the gradients of the last micro-batch move into;
+    trainable: how many parameters have gradients and optimizer state, None: all (activations are counted as if all had,
+    which is a bound); moments: numbers of that state for each of them, on average.
     What is counted is what autograd keeps for the eager model, as [2] does for another one, on Metal unverified. The
-    peak is at the loss, or, with many parameters and few tokens or with checkpointing, at the end of the backward."""
+    peak is at the loss or in the last block, or, with many parameters and few tokens or with checkpointing, at the end
+    of the backward."""
     c, C, T, tokens = config, config.n_embd, config.block_size, batch_size * config.block_size
     size = 4 if precision == 'float32' else 2                # bytes of what a matrix product takes and gives
-    on_cpu, drops = device_type == 'cpu', c.dropout > 0
+    on_cpu, drops, kv = device_type == 'cpu', c.dropout > 0, c.n_kv_head * c.head_size
     mask = drops * (size if on_cpu else 1) * C               # of a dropout of (B, T, C)
-    if on_cpu and (drops or (precision == 'bfloat16' and T <= 512)):  # where model.py writes attention out:
-        weights = size * c.n_head * T * (3 if drops else 1)  # they, and with dropout its mask and the product
-    else:
-        weights = 4 * c.n_head                               # flash attention keeps a logarithm for each row
+    alibi, grouped = c.position == 'alibi', c.n_kv_head < c.n_head
+    written_out = on_cpu and (drops or (precision == 'bfloat16' and T <= 512))  # by model.py
+    in_float32 = not on_cpu and grouped and (alibi or size == 4)  # torch has no kernel for it
+    if written_out or in_float32:  # q, k and v of all heads; T x T weights, and with dropout its mask and the product
+        wide = 4 if in_float32 else size
+        attention = 3 * wide * C + wide * c.n_head * T * (3 if drops else 1)
+    else:  # flash attention keeps what it gets, v as a view of q, k and v, and a logarithm for each row
+        attention = size * (C + 2 * kv + (c.position == 'rope' or c.qk_norm) * (C + kv)) + 4 * c.n_head
+    if c.qk_norm:  # its input, in float32, and a deviation for each head
+        attention += 4 * ((C + kv) if size == 2 else (written_out or in_float32) * (C + 2 * kv))
+        attention += 4 * (c.n_head + c.n_kv_head)
     norm = 4 * C + 8                                         # its input, in float32, mean and deviation
-    block = {'activations: residual stream, norms': 2 * norm, 'activations: attention': 5 * size * C + weights + mask,
-             'activations: MLP': 9 * size * C + mask}
+    if c.norm == 'rmsnorm':                                  # no mean; on a CPU its result before the weights, too
+        norm = 4 * C * (1 + on_cpu) + 4
+    inner = c.mlp_width * (4 if c.mlp == 'swiglu' else 2)    # a gate, its SiLU, what it is for and the product
+    block = {'activations: residual stream, norms': 2 * norm, 'activations: attention': 2 * size * C + attention + mask,
+             'activations: MLP': size * (C + inner) + mask}
     kept = {'activations: residual stream, norms': 4 * C} if checkpointing else block
-    embedded = drops * (4 if on_cpu else 1) * C
+    # On the way back through an MLP, what goes into and out of its activation, less what is not needed any more.
+    passing = tokens * size * (C + c.mlp_width * {'gelu': 1, 'relu2': 3, 'swiglu': 2}[c.mlp])
+    if written_out or in_float32:  # or through T x T weights, when the MLP is done with
+        at_once = min(tokens * c.n_head * T, 2 ** 21 if written_out else math.inf)
+        passing = max(passing, (1 if drops else 2) * wide * at_once + tokens * (size * C - block['activations: MLP']))
+    biases = 4 + 2 * c.n_layer * (size == 2 and not written_out)  # bytes of ALiBi's, of which blocks have 16-bit copies
+    embedded = drops * (4 if on_cpu else 1) * tokens * C + alibi * biases * c.n_head * T * T
     logits = min(tokens, max(1, LOGITS_AT_ONCE // c.vocab_size)) if on_cpu or checkpointing else tokens
     in_parts = logits < tokens
-    number, head = sum(parameters(c).values()), c.vocab_size * C
-    matrices = number - parameters(c)['position embedding'] - parameters(c)['layer norms']
+    number, head, parts = sum(parameters(c).values()), c.vocab_size * C, parameters(c)
+    matrices = number - parts['position embedding'] - parts['layer norms'] - (not c.tied) * head
+    trainable = number if trainable is None else trainable
+    learnt = min(head, trainable)
 
-    always = {'weights': 4 * number, 'AdamW: two moments': 8 * number}
+    always = {'weights': 4 * number, 'optimizer state': round(4 * moments * trainable)}
     at_loss = {**{part: tokens * c.n_layer * bytes for part, bytes in kept.items()},
-               'activations: embedding, last norm, head': tokens * (embedded + norm + (4 if in_parts else size) * C),
-               'logits and their gradient': 12 * logits * c.vocab_size,
+               'activations: embedding, last norm, head': embedded + tokens * (norm + (4 if in_parts else size) * C),
+               'logits and their gradient': (16 if c.logit_softcap else 12) * logits * c.vocab_size,
                'weights in 16 bits': 2 * (head if checkpointing else matrices) if size == 2 else 0,
-               'gradients': 4 * number * (accumulating + distributed) + 4 * head * in_parts}
-    gradients = 4 * number * (2 if accumulating and distributed else 1)
+               'gradients': 4 * trainable * (accumulating + distributed) + 4 * learnt * in_parts}
+    at_last_block = {**{part: tokens * (c.n_layer * kept.get(part, 0) + checkpointing * block[part]) for part in block},
+                     'activations: embedding, last norm, head': embedded,
+                     'gradients of activations': passing,
+                     'weights in 16 bits': 2 * (matrices - head) * (size == 2 and not checkpointing),
+                     'gradients': 4 * trainable * (accumulating + distributed) + 4 * learnt}
+    gradients = 4 * trainable * (2 if accumulating and distributed else 1)
     at_first_block = {**{part: tokens * bytes for part, bytes in block.items()},
-                      'gradients of activations': tokens * 5 * size * C, 'gradients': gradients}
-    at_end = {'gradients': gradients + 4 * head * (2 if size == 4 else 1)}  # of the tied matrix one for each use
-    return always | max(at_loss, at_first_block, at_end, key=lambda parts: sum(parts.values()))
+                      'gradients of activations': passing, 'gradients': gradients}
+    at_end = {'gradients': gradients + c.tied * 4 * learnt * (2 if size == 4 else 1)}  # a tied matrix: one for each use
+    return always | max(at_loss, at_last_block, at_first_block, at_end, key=lambda parts: sum(parts.values()))
 
 
 # ---- what this machine does ----
@@ -126,9 +157,9 @@ def _seconds(work, device, least=3, enough=0.5):
     return times
 
 
-def measured_step(config, batch_size, device, dtype, compiled, checkpointing):
+def measured_step(config, batch_size, device, dtype, compiled, checkpointing, optimizer_of=None):
     """(seconds, seconds): a micro-batch forward and backward, and the update of the weights, of random tokens on a
-    device, as train.py does them.
+    device, as train.py does them. optimizer_of: a function from a GPT to its optimizer; None: AdamW.
 
     As much is computed as takes some seconds and little memory: of a large model some sequences, at two depths, from
     which follows what a block takes and what the rest."""
@@ -155,7 +186,7 @@ def measured_step(config, batch_size, device, dtype, compiled, checkpointing):
     rows = int(2 / min(_seconds(lambda: micro_batch(deep, 1), device, least=1, enough=0)))
     rows = max(1, min(batch_size, rows))
     seconds = timed(deep, rows)
-    optimizer = deep.configure_optimizers(0.1, 0.0, (0.9, 0.95), device.type)
+    optimizer = optimizer_of(deep) if optimizer_of else deep.configure_optimizers(0.1, 0.0, (0.9, 0.95), device.type)
     guard = Guard(Process(device), optimizer, scaler)
 
     def update():

@@ -199,6 +199,29 @@ def test_a_checkpoint_of_nanogpt_is_read_and_goes_on_under_our_weight_decay_and_
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('options', [
+    dict(position='rope', norm='rmsnorm', mlp='swiglu', qk_norm=True, n_kv_head=1, tied=False, bias=False),
+    dict(position='alibi', mlp='relu2', logit_softcap=15.0), dict(position='none', zero_init=True)])
+def test_a_checkpoint_of_another_architecture_is_read_and_holds_what_its_sizes_say(tmp_path, monkeypatch, options):
+    for key, value in options.items():
+        monkeypatch.setitem(ARGS, key, value)
+    saved = state(2)
+    checkpoint.save(tmp_path, saved, ['last'])
+    loaded, path = checkpoint.load_to_resume(str(tmp_path))
+    assert loaded['model_args'] == saved['model_args'] and 'transformer.wpe.weight' not in loaded['model']
+    model = GPT(GPTConfig(**loaded['model_args']))
+    checkpoint.restore_model(model, loaded, path)
+    torch.testing.assert_close(model.state_dict(), saved['model'], rtol=0, atol=0)
+    for key, value in ('vocab_size', 10 ** 9), ('n_embd', 10 ** 6), ('n_layer', 10 ** 6), ('position', 'learned'):
+        torch.save({**saved, 'model_args': saved['model_args'] | {key: value}}, path)
+        assert 'holds weights that do not fit the model_args beside them' in problem(checkpoint.load, path)
+    for value in 1.0, '1', True, None, [1]:
+        torch.save({**saved, 'model_args': saved['model_args'] | {'n_kv_head': value}}, path)
+        assert 'has sizes that are no whole numbers' in problem(checkpoint.load, path)
+    torch.save({**saved, 'model': saved['model'] | {'transformer.wpe.weight': torch.ones(8, 8)}}, path)
+    assert 'holds weights that do not fit' in problem(checkpoint.load, path)  # torch would leave it out without a word
+
+
 def test_a_checkpoint_of_version_1_is_verified_by_the_checksums_of_its_archive(tmp_path):
     path = tmp_path / 'last.pt'
     torch.save({**state(4), 'format_version': 1, 'digest': {'model': 'of another kind', 'optimizer': ''}}, path)

@@ -234,7 +234,7 @@ CONFIGS = {
 
 def test_every_file_in_config_has_the_values_of_the_reference(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('runtime.check_device', lambda device: None)  # as if all of them were here
+    monkeypatch.setattr('plan.check_device', lambda device: None)  # as if all of them were here
     assert {path.name for path in (ROOT / 'config').glob('*.py')} == {line.split()[0] for line in CONFIGS}
     for line, expected in CONFIGS.items():
         config, _ = configure(namespace_of('train.py'), f'config/{line}'.split())

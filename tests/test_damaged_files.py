@@ -119,7 +119,9 @@ UNUSABLE = [  # (who can't go on, from a checkpoint with valid digests and this 
     *(('ts', value, 'model_args', key) for key, value in (
         ('n_layer', 10**9), ('vocab_size', 10**12), ('block_size', 10**12), ('n_embd', 10**9), ('n_head', 10**9),
         ('n_layer', 1.0), ('n_head', 2.0), ('n_head', 0), ('block_size', 16.0), ('n_embd', '8'), ('vocab_size', None),
-        ('gelu', ['tanh']), ('another', 1))),
+        ('gelu', ['tanh']), ('another', 1), ('position', 'rope'), ('position', 'sine'), ('position', ['rope']),
+        ('n_kv_head', 1.0), ('n_kv_head', 10**9), ('n_kv_head', 0), ('norm', None), ('mlp', 'swiglu'),
+        ('rope_theta', 'x'), ('logit_softcap', -1.0))),
     *(('ts', value, key) for key, value in (
         ('iter_num', -1), ('iter_num', '5'), ('iter_num', 1.0), ('best_val_loss', NAN), ('best_val_loss', 10**400),
         ('elapsed', None), ('tokens_seen', 1.5), ('record', {'x': torch.ones(2)}), ('record', [1]), ('run_id', 5),

@@ -13,7 +13,8 @@ from test_train import metrics
 
 import run_folder
 from errors import RESUMABLE
-from runtime import Guard, Process
+from optimization import Guard
+from runtime import Process
 
 POISON = """
 calls = []
@@ -66,9 +67,9 @@ def test_after_a_step_that_is_not_finite_none_changes_the_weight(loss, norm):
     for step, numbers in enumerate([(1.0, 1.0), (1.0, 1.0), (loss, norm), (2.0, 2.0), (2.0, math.nan)], start=1):
         guard.step(step, *map(torch.tensor, numbers))
         weights.append(weight.item())
-        assert step != 2 or guard.look() == (1.0, 1.0, 0, None)
+        assert step != 2 or guard.look() == ({'loss': 1.0, 'grad_norm': 1.0, 'clipped': 0.0}, None)
     assert 1 > weights[0] > weights[1] == weights[2] == weights[3] == weights[4]
-    number, sentence = guard.look()[3]
+    number, sentence = guard.look()[1]
     assert number == 3 and f'after step 2 the loss is {loss} and the gradient norm {norm}: ' in sentence
 
 
@@ -78,7 +79,7 @@ def test_steps_left_out_for_float16_are_counted_from_one_look_to_the_next():
         scaler.scale(weight * 1).backward()
         scaler.unscale_(optimizer)
         guard.step(1, torch.tensor(1.0), torch.tensor(norm))
-    assert guard.look() == (1.0, 1.0, 2, None) and guard.look()[2] == 0
+    assert guard.look()[0]['skipped'] == 2 and 'skipped' not in guard.look()[0]
     assert scaler.get_scale() == 2.0 ** 14 and optimizer.state[weight]['step'] == 2
 
 
@@ -95,7 +96,8 @@ def test_only_steps_that_log_evaluate_save_or_stop_wait(tmp_path, char_data, mon
         original(guard, number, *arguments)
 
     monkeypatch.setattr(Guard, 'step', step)
-    monkeypatch.setattr(Guard, 'look', lambda guard, original=Guard.look: found.append(steps[-1]) or original(guard))
+    monkeypatch.setattr(Guard, 'look', lambda *arguments, original=Guard.look: found.append(steps[-1]) or
+                        original(*arguments))
     keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'log_interval': 4, 'max_iters': 10,
                    'eval_interval': 10} | changes
     assert run_here('train.py', **keys).returncode == (RESUMABLE if stop_at else 0)

@@ -108,7 +108,8 @@ def test_a_plan_to_fine_tune_needs_no_weights(tmp_path, char_data, measured):
     keys = TINY | dict(plan=True, init_from=tmp_path / 'gpt2', dataset='nowhere', out_dir=tmp_path / 'out')
     said = planned(run_here('train.py', **keys))
     shape = GPTConfig(16, 77, 3, 2, 8, 0.0, True)
-    assert str(shape) in said['model']
+    assert said['model'].endswith('; GPTConfig(block_size=16, vocab_size=77, n_layer=3, n_head=2, n_embd=8, '
+                                  'dropout=0.0, bias=True)')
     assert said['model'].startswith(f'{GPT(shape).get_num_params(False):,} parameters')
     assert os.listdir(tmp_path) == ['gpt2']
 
@@ -136,6 +137,41 @@ def test_a_step_is_that_of_its_parts():
         said = plan.Plan(gpt, run, plan.Hardware('a card', devices, 'cuda', None), 'float32', None)
         assert said.memory == plan.memory(gpt.config, rows, 'float32', 'cuda', accumulates, False, devices > 1)
     assert 'scale' not in said.summary() and 'fits' not in said.summary()['memory']
+
+
+def test_of_a_shape_is_said_what_gpt2_has_not():
+    run = dict(gradient_accumulation_steps=2, batch_size=4, max_iters=1, eval_interval=5, eval_iters=1,
+               activation_checkpointing=False, dataset='a')
+    gpt = GPT(GPTConfig(16, 65, 2, 2, 16, position='rope', n_kv_head=1, tied=False))
+    said = plan.Plan(gpt, run, plan.Hardware('a card', 1, 'cuda', None), 'float32', None).summary()['model']
+    assert said == (f'{gpt.get_num_params(False):,} parameters: token embedding and head 2.08k, attention 1.63k, '
+                    'MLP 4.26k, layer norms 160; GPTConfig(block_size=16, vocab_size=65, n_layer=2, n_head=2, '
+                    "n_embd=16, dropout=0.0, bias=True, position='rope', n_kv_head=1, tied=False)")
+
+
+def test_what_is_not_trained_and_what_muon_trains_take_less():
+    gpt = GPT(GPTConfig(16, 65, 2, 2, 16, bias=False))
+    run = dict(gradient_accumulation_steps=1, batch_size=4, max_iters=1, eval_interval=5, eval_iters=1,
+               activation_checkpointing=False, dataset='a')
+
+    def planned_with(**keys):
+        made = plan.Plan(gpt, run | keys, plan.Hardware('a card', 1, 'cuda', None), 'float32', None)
+        return made.memory['optimizer state'], made.summary()
+
+    N, matrices = gpt.get_num_params(False), 2 * 12 * 16 * 16
+    state, said = planned_with(optimizer='adamw')
+    assert state == planned_with()[0] == 8 * N and 'trained' not in said['model']
+    assert said['disk'].startswith(f'{12 * N / 1e6:.3g} MB')
+    state, said = planned_with(optimizer='muon')
+    assert state == 8 * N - 4 * matrices and said['disk'].startswith(f'{(12 * N - 4 * matrices) / 1e6:.3g} MB')
+    gpt.transformer.wte.requires_grad_(False)
+    gpt.transformer.h[0].requires_grad_(False)
+    trained = N - 65 * 16 - matrices // 2 - 2 * 16
+    state, said = planned_with(optimizer='muon')
+    assert state == 8 * trained - 2 * matrices
+    assert said['model'].startswith(f'{N:,} parameters, {trained:,} of them trained: token embedding')
+    gpt.requires_grad_(False)
+    assert planned_with()[0] == 0
 
 
 def test_what_does_not_fit_is_said_and_not_measured(tmp_path, char_data, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, refused, run_here, succeeded
 
-import runtime
+from optimization import Guard
 
 TIMINGS = {'ms_per_step', 'tokens_per_s', 'elapsed', 'mfu'}
 
@@ -63,7 +63,8 @@ def test_a_run_takes_max_iters_steps_and_saves_its_end(finished):
     assert [line['step'] for line in lines] == [0, 1, 2, 3, 4, 5, 6]
     assert [line['step'] for line in lines if 'val_loss' in line] == [0, 3, 6]
     assert lines[-1]['tokens'] == 6 * 2 * 4 * 16
-    assert set(lines[-1]) == {'step', 'tokens', 'loss', 'lr', 'grad_norm', 'train_loss', 'val_loss'} | TIMINGS
+    assert set(lines[-1]) == {'step', 'tokens', 'loss', 'lr', 'grad_norm', 'clipped', 'weight_norm', 'update_ratio',
+                              'train_loss', 'val_loss'} | TIMINGS
     last = state(out_dir / 'last.pt')
     assert last['iter_num'] == 6
     assert {'model', 'optimizer', 'model_args', 'iter_num', 'best_val_loss', 'config'} < set(last)
@@ -256,10 +257,10 @@ def test_a_new_run_moves_the_old_one_aside_and_checkpoint_interval_saves_between
 
 
 def test_the_time_of_a_step_counts_the_wait_for_the_device(tmp_path, char_data, monkeypatch):
-    def slow_look(guard, look=runtime.Guard.look):
+    def slow_look(*arguments, look=Guard.look):
         time.sleep(0.2)
-        return look(guard)
+        return look(*arguments)
 
-    monkeypatch.setattr(runtime.Guard, 'look', slow_look)
+    monkeypatch.setattr(Guard, 'look', slow_look)
     succeeded(run_here('train.py', **TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'max_iters': 3}))
     assert all(line['ms_per_step'] >= 200 for line in metrics(tmp_path / 'out', timings=True)[1:])

@@ -1,0 +1,220 @@
+"""How the weights move: schedules, Muon, freezing, the search for a rate, early stopping, the figures of health."""
+import copy
+import math
+
+import pytest
+import torch
+from conftest import TINY, refused, run, run_here, succeeded, tiny_gpt, tiny_ids
+from test_distributed import STANDALONE as TWO_RANKS
+from test_distributed import same_curve
+from test_train import equal_states, metrics, state, train
+
+from optimization import Health, MuonAdamW, learning_rate, make_optimizer
+
+RUN = dict(optimizer='muon', learning_rate=1e-2, muon_learning_rate=0.03, min_lr=1e-3, warmup_iters=4,
+           lr_decay_iters=24, decay_lr=True, schedule='cosine', decay_share=0.25, weight_decay=0.1,
+           beta1=0.9, beta2=0.95)
+MODERN = dict(position='rope', norm='rmsnorm', mlp='swiglu', qk_norm=True, n_kv_head=1, logit_softcap=15.0, tied=False,
+              zero_init=True)
+
+
+# ---- schedules ----
+
+@pytest.mark.parametrize('schedule, rates', [
+    ('cosine', {0: 2e-3, 3: 8e-3, 4: 1e-2, 14: 5.5e-3, 9: 1e-3 + 9e-3 * (1 + math.sqrt(0.5)) / 2, 24: 1e-3, 99: 1e-3}),
+    ('linear', {0: 2e-3, 3: 8e-3, 4: 1e-2, 14: 5.5e-3, 9: 7.75e-3, 24: 1e-3, 99: 1e-3}),
+    ('wsd', {0: 2e-3, 3: 8e-3, 4: 1e-2, 14: 1e-2, 18: 1e-2, 21: 5.5e-3, 24: 1e-3, 99: 1e-3})])
+def test_the_rate_warms_up_decays_and_stays(schedule, rates):
+    found = {step: learning_rate(step, RUN | {'schedule': schedule}) for step in rates}
+    assert found == pytest.approx(rates)
+
+
+def test_a_decay_longer_than_the_run_begins_after_the_warm_up_and_none_is_constant():
+    run = RUN | {'schedule': 'wsd', 'decay_share': 1.0}
+    assert [learning_rate(step, run) for step in (3, 4, 14)] == pytest.approx([8e-3, 1e-2, 5.5e-3])
+    assert learning_rate(0, RUN | {'decay_lr': False}) == 1e-2
+    assert learning_rate(5, RUN | {'warmup_iters': 5, 'lr_decay_iters': 5}) == pytest.approx(1e-2)  # not 0 / 0
+
+
+# ---- Muon ----
+
+def gradients(gpt, seed=1):
+    x = tiny_ids(3, 16, seed=seed)
+    gpt.zero_grad()
+    gpt(x, x)[1].backward()
+
+
+def test_muon_moves_the_matrices_of_the_blocks_and_adamw_the_rest_as_torch_does():
+    shape = dict(n_kv_head=1, mlp='swiglu')
+    ours, theirs = tiny_gpt(**shape), tiny_gpt(**shape)
+    optimizer, named = make_optimizer(ours, RUN, 'cpu'), dict(theirs.named_parameters())
+    rows = {'attn.c_attn': [16, 8, 8], 'attn.c_proj': [16], 'mlp.c_fc': [64, 64], 'mlp.c_proj': [16]}
+    matrices = {f'transformer.h.{block}.{name}.weight': sizes for block in (0, 1) for name, sizes in rows.items()}
+    pieces = {name: [torch.nn.Parameter(piece.clone()) for piece in named[name].detach().split(sizes)]
+              for name, sizes in matrices.items()}
+    muon = torch.optim.Muon([piece for some in pieces.values() for piece in some], lr=0.03, weight_decay=0.1)
+    adamw = torch.optim.AdamW([
+        {'params': [p for name, p in named.items() if name not in matrices and p.dim() == 2], 'weight_decay': 0.1},
+        {'params': [p for name, p in named.items() if p.dim() == 1], 'weight_decay': 0.0}],
+        lr=1e-2, betas=(0.9, 0.95), fused=True)
+    for step in range(3):
+        gradients(ours, step)
+        optimizer.step()
+        gradients(theirs, step)
+        for name, sizes in matrices.items():
+            for piece, gradient in zip(pieces[name], named[name].grad.split(sizes), strict=True):
+                piece.grad = gradient.clone()
+        adamw.step()
+        muon.step()
+        for name, some in pieces.items():
+            named[name].data.copy_(torch.cat(some))
+    for name, parameter in ours.named_parameters():
+        assert torch.equal(parameter, named[name]), name
+
+
+def test_rates_of_the_groups_keep_their_proportion():
+    optimizer = make_optimizer(tiny_gpt(), RUN, 'cpu')
+    assert [group['factor'] for group in optimizer.param_groups] == pytest.approx([1, 1, 3])
+    assert {group['factor'] for group in make_optimizer(tiny_gpt(), RUN | {'learning_rate': 0.0, 'min_lr': 0.0}, 'cpu')
+            .param_groups} == {1.0}
+    assert [group['factor'] for group in make_optimizer(tiny_gpt(), RUN | {'optimizer': 'adamw'}, 'cpu')
+            .param_groups] == [1, 1]
+
+
+@pytest.mark.parametrize('kind', ['adamw', 'muon'])
+@pytest.mark.parametrize('changes', [{}, MODERN], ids=['gpt2', 'modern'])
+def test_every_parameter_is_in_one_group(kind, changes):
+    gpt = tiny_gpt(**changes)
+    groups = make_optimizer(gpt, RUN | {'optimizer': kind}, 'cpu').param_groups
+    assert sorted(id(p) for group in groups for p in group['params']) == sorted(map(id, gpt.parameters()))
+
+
+def test_a_parameter_that_no_group_has_is_noticed(monkeypatch):
+    gpt = tiny_gpt()
+    monkeypatch.setattr(gpt, 'configure_optimizers', lambda *_: torch.optim.AdamW([gpt.lm_head.weight]))
+    with pytest.raises(AssertionError):
+        make_optimizer(gpt, RUN | {'optimizer': 'adamw'}, 'cpu')
+
+
+def test_a_loaded_state_goes_on_as_if_nothing_had_happened():
+    straight, resumed = tiny_gpt(), tiny_gpt()
+    first, second = make_optimizer(straight, RUN, 'cpu'), make_optimizer(resumed, RUN, 'cpu')
+    gradients(straight)
+    first.step()
+    resumed.load_state_dict(straight.state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))  # which would share its tensors
+    for gpt, optimizer in (straight, first), (resumed, second):
+        gradients(gpt, 2)
+        for group in optimizer.param_groups:
+            group['lr'] = 0.5 * group['lr']
+        optimizer.step()
+    assert isinstance(second, MuonAdamW) and len(second.state) == len(list(resumed.parameters()))
+    for ours, theirs in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.fixture(scope='module')
+def with_muon(tmp_path_factory, char_data):
+    """out_dir of an undisturbed run of 6 steps of a modern model by Muon, evaluated at 0, 3 and 6."""
+    out_dir = tmp_path_factory.mktemp('muon') / 'out'
+    succeeded(train(out_dir, char_data, eval_interval=3, dropout=0.2, optimizer='muon', schedule='wsd', **MODERN))
+    return out_dir
+
+
+def test_a_modern_run_resumes_exactly(with_muon, tmp_path, char_data):
+    flags = dict(eval_interval=3, dropout=0.2, optimizer='muon', schedule='wsd')
+    succeeded(train(tmp_path / 'out', char_data, max_iters=3, **flags, **MODERN))
+    succeeded(train(tmp_path / 'out', char_data, init_from='resume', **flags))  # whose shape the checkpoint has
+    assert metrics(tmp_path / 'out') == metrics(with_muon)
+    assert equal_states(state(tmp_path / 'out' / 'last.pt'), state(with_muon / 'last.pt'))
+
+
+def test_a_state_of_another_optimizer_is_refused(with_muon, tmp_path, char_data):
+    kept = (with_muon / 'last.pt').read_bytes()
+    sentence = refused(train(with_muon, char_data, init_from='resume', max_iters=8))
+    assert 'resume with the optimizer that it was saved by' in sentence and (with_muon / 'last.pt').read_bytes() == kept
+
+
+@pytest.mark.parametrize('tolerance, keys', [
+    (1e-3, dict(optimizer='muon', **MODERN)),  # which rounds to bfloat16, so that another order of sums shows
+    pytest.param(1e-5, dict(unfreeze={0: 'head', 2: 'last:1', 4: 'all'}), marks=pytest.mark.slow)])
+def test_two_ranks_draw_the_curve_of_one(tmp_path, char_data, tolerance, keys):
+    keys = {**TINY, 'dataset': char_data, 'gradient_accumulation_steps': 1, **keys}
+    succeeded(run('train.py', out_dir=tmp_path / 'one', **keys))
+    succeeded(run('train.py', out_dir=tmp_path / 'two', launcher=TWO_RANKS, **keys))
+    same_curve(tmp_path / 'one', tmp_path / 'two', tolerance)
+
+
+def test_a_gradient_that_is_not_finite_moves_no_weight_by_muon_either(tmp_path, char_data):
+    from test_not_finite import poisoned
+    ended, out_dir = poisoned(tmp_path, char_data, optimizer='muon', log_interval=100, checkpoint_interval=0)
+    assert 'after step 3 the loss is' in refused(ended)
+    assert 'error' in metrics(out_dir)[-1] and not (out_dir / 'last.pt').exists()
+
+
+# ---- the search for a rate ----
+
+def test_find_lr_suggests_a_rate_that_learns_and_writes_a_picture_alone(with_muon, tmp_path, char_data):
+    before = {path.name: path.read_bytes() for path in with_muon.iterdir() if path.is_file()}
+    stdout = succeeded(train(with_muon, char_data, init_from='resume', optimizer='muon', find_lr=True))
+    after = {path.name: path.read_bytes() for path in with_muon.iterdir() if path.is_file()}
+    assert after.pop('find_lr.png').startswith(b'\x89PNG') and after == before
+    assert '--learning_rate=' in stdout.splitlines()[-1]
+    out_dir = tmp_path / 'new'
+    suggestion = succeeded(train(out_dir, char_data, find_lr=True)).rpartition('--learning_rate=')[2]
+    assert [path.name for path in out_dir.iterdir()] == ['find_lr.png'] and 1e-5 < float(suggestion) < 1
+    keys = dict(max_iters=60, eval_interval=60, lr_decay_iters=60)
+    found = [train(tmp_path / str(rate), char_data, learning_rate=rate, min_lr=0.0, **keys) and
+             metrics(tmp_path / str(rate))[-1]['val_loss'] for rate in (float(suggestion), float(suggestion) / 100)]
+    assert found[0] < found[1] - 0.3
+
+
+# ---- early stopping ----
+
+def test_early_stop_ends_the_run_after_so_many_worse_evaluations_also_when_resumed(tmp_path, char_data):
+    keys = dict(eval_interval=1, early_stop=2, max_iters=40, learning_rate=3.0, min_lr=3.0, warmup_iters=0)
+    stdout = succeeded(train(tmp_path / 'out', char_data, **keys))
+    losses = [line['val_loss'] for line in metrics(tmp_path / 'out')]
+    assert min(losses) == losses[-3] and len(losses) < 41 and 'done: ' in stdout
+    last = state(tmp_path / 'out' / 'last.pt')
+    assert (last['iter_num'], last['stale']) == (len(losses) - 1, 2)
+    succeeded(train(tmp_path / 'out', char_data, init_from='resume', **keys))  # and does not go on
+    assert state(tmp_path / 'out' / 'last.pt')['iter_num'] == last['iter_num']
+    succeeded(train(tmp_path / 'part', char_data, **keys | {'max_iters': len(losses) - 2}))
+    succeeded(train(tmp_path / 'part', char_data, init_from='resume', **keys))
+    assert metrics(tmp_path / 'part') == metrics(tmp_path / 'out')
+
+
+# ---- health ----
+
+def test_health_is_the_norm_of_the_weights_and_of_the_step():
+    gpt = tiny_gpt(tied=False)
+    health, before = Health(gpt), {name: p.detach().clone() for name, p in gpt.named_parameters()}
+    gradients(gpt)
+    gpt.transformer.h[0].attn.c_attn.weight.grad = None  # frozen
+    with health.watch():
+        make_optimizer(gpt, RUN | {'optimizer': 'adamw'}, 'cpu').step()
+    kinds = {'embedding': ('wte', 'wpe'), 'attention': ('.attn.',), 'mlp': ('.mlp.',), 'head': ('lm_head',),
+             'norm': ('.ln_',)}
+    figures = health.figures()
+    assert figures['weight_norm'].keys() == figures['update_ratio'].keys() == kinds.keys()
+    after = dict(gpt.named_parameters())
+    for kind, parts in kinds.items():
+        names = [name for name in after if any(part in name for part in parts) and after[name].grad is not None]
+        weights = torch.cat([before[name].flatten() for name in names])
+        step = torch.cat([(after[name] - before[name]).flatten() for name in names])
+        assert figures['weight_norm'][kind] == pytest.approx(weights.norm().item(), rel=1e-5)
+        assert figures['update_ratio'][kind] == pytest.approx((step.norm() / weights.norm()).item(), rel=1e-4)
+    with health.watch(False):
+        pass
+    assert health.figures() == {}
+
+
+def test_the_share_of_clipped_steps_is_of_those_since_the_last_line(tmp_path, char_data):
+    keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'log_interval': 2}
+    succeeded(run_here('train.py', **keys))
+    norms = [line['grad_norm'] for line in metrics(tmp_path / 'out') if 'grad_norm' in line]
+    succeeded(run_here('train.py', **keys | {'out_dir': tmp_path / 'all', 'grad_clip': 1e-9}))
+    succeeded(run_here('train.py', **keys | {'out_dir': tmp_path / 'none', 'grad_clip': 2 * max(norms)}))
+    for name, share in ('all', 1.0), ('none', 0.0):
+        assert [line['clipped'] for line in metrics(tmp_path / name) if 'clipped' in line] == [share] * len(norms)
