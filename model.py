@@ -194,20 +194,20 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.heads, self.head_size = (config.n_head, config.n_kv_head, config.n_kv_head), config.head_size
-        self.grouped = config.n_kv_head < config.n_head
-        self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * self.head_size, bias=config.bias)  # q, k, v at once
+        self.n_head, self.n_kv_head, self.head_size = config.n_head, config.n_kv_head, config.head_size
+        self.c_attn = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.head_size, config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.dropout, self.qk_norm = config.dropout, config.qk_norm
 
     def forward(self, x, turns=None, mask=None, past=None):
         B, T, C = x.shape
-        q, k, v = self.c_attn(x).view(B, T, -1, self.head_size).split(self.heads, dim=2)  # (B, T, heads, hs)
+        q_heads, kv_heads, n, grouped = self.n_head, self.n_kv_head, None, self.n_kv_head < self.n_head
+        qk, v = self.c_attn(x).view(B, T, -1, self.head_size).split([q_heads + kv_heads, kv_heads], dim=2)
         if self.qk_norm:
-            q, k = (F.rms_norm(part, (self.head_size,), eps=1e-5) for part in (q, k))
+            qk = F.rms_norm(qk, (self.head_size,), eps=1e-5)
         if turns is not None:
-            q, k = rotated(q, turns), rotated(k, turns)
-        n = None
+            qk = rotated(qk, turns)
+        q, k = qk.split([q_heads, kv_heads], dim=2)  # (B, T, heads, hs)
         if past is not None:
             keys, values, where, n = past
             keys[where], values[where] = k[:, None].to(keys.dtype), v[:, None].to(keys.dtype)
@@ -216,9 +216,9 @@ class CausalSelfAttention(nn.Module):
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, heads, T, hs)
         mask = mask.to(k.dtype) if mask is not None and mask.is_floating_point() else mask
         if n is None:
-            y = causal_attention(q, k, v, self.dropout if self.training else 0.0, mask, self.grouped)
+            y = causal_attention(q, k, v, self.dropout if self.training else 0.0, mask, grouped)
         else:
-            y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, mask, enable_gqa=self.grouped).to(x.dtype)
+            y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, mask, enable_gqa=grouped).to(x.dtype)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
         return dropout(y, self.dropout) if self.training else y
 

@@ -74,7 +74,7 @@ def make_optimizer(gpt, run, device_type):
     optimizer = gpt.configure_optimizers(run['weight_decay'], run['learning_rate'], (run['beta1'], run['beta2']),
                                          device_type)
     if run['optimizer'] == 'muon':
-        optimizer = MuonAdamW(gpt, optimizer, run['muon_learning_rate'])
+        optimizer = MuonAdamW(gpt, optimizer, run['muon_learning_rate'], run['muon_momentum'])
     for group in optimizer.param_groups:
         group['factor'] = group['lr'] / run['learning_rate'] if run['learning_rate'] else 1.0
     grouped = [id(parameter) for group in optimizer.param_groups for parameter in group['params']]
@@ -89,14 +89,14 @@ class MuonAdamW(torch.optim.Optimizer):
     What the model keeps in one matrix for the sake of one product, queries, keys and values or the halves of SwiGLU, is
     orthogonalised one by one: docs/modern.md has what that is worth."""
 
-    def __init__(self, gpt, adamw, learning_rate):
+    def __init__(self, gpt, adamw, learning_rate, momentum):
         pieces = {parameter: sizes for block in gpt.transformer.h for parameter, sizes in self._matrices(block)}
         for group in adamw.param_groups:
             group['params'] = [parameter for parameter in group['params'] if parameter not in pieces]
         self.pieces = {whole: [torch.nn.Parameter(rows) for rows in whole.detach().split(sizes)]  # of the same memory
                        for whole, sizes in pieces.items()}
         self.muon = torch.optim.Muon([piece for some in self.pieces.values() for piece in some], learning_rate,
-                                     adamw.param_groups[0]['weight_decay'])
+                                     adamw.param_groups[0]['weight_decay'], momentum)
         self.adamw = adamw
         super().__init__([*adamw.param_groups, {**self.muon.param_groups[0], 'params': list(self.pieces)}], {})
         self._share()
@@ -104,9 +104,9 @@ class MuonAdamW(torch.optim.Optimizer):
     @staticmethod
     def _matrices(block):
         """(parameter, [rows of each matrix in it]) of each matrix of a block that is trained."""
-        attention = [heads * block.attn.head_size for heads in block.attn.heads]
+        heads, kv_heads, size = block.attn.n_head, block.attn.n_kv_head, block.attn.head_size
         up = [len(block.mlp.c_fc.weight) // 2] * 2 if block.mlp.kind == 'swiglu' else [len(block.mlp.c_fc.weight)]
-        sizes = {'attn.c_attn.weight': attention, 'mlp.c_fc.weight': up}
+        sizes = {'attn.c_attn.weight': [heads * size, kv_heads * size, kv_heads * size], 'mlp.c_fc.weight': up}
         return [(parameter, sizes.get(name, [len(parameter)])) for name, parameter in block.named_parameters()
                 if parameter.dim() == 2 and parameter.requires_grad]
 

@@ -71,6 +71,7 @@ zero_init = False                   # True: each block begins as the identity
 optimizer = 'adamw'                 # 'adamw' | 'muon' (for the matrices of the blocks, AdamW for the rest)
 learning_rate = 6e-4                # >= 0, the highest of AdamW
 muon_learning_rate = 0.02           # >= 0, the highest of Muon
+muon_momentum = 0.95                # [0, 1) of Muon
 max_iters = 600000                  # >= 0 steps in all
 weight_decay = 1e-1                 # >= 0, of matrices and embeddings
 beta1 = 0.9                         # [0, 1) decay of the mean of gradients

@@ -11,8 +11,8 @@ from test_train import equal_states, metrics, state, train
 
 from optimization import Health, MuonAdamW, learning_rate, make_optimizer
 
-RUN = dict(optimizer='muon', learning_rate=1e-2, muon_learning_rate=0.03, min_lr=1e-3, warmup_iters=4,
-           lr_decay_iters=24, decay_lr=True, schedule='cosine', decay_share=0.25, weight_decay=0.1,
+RUN = dict(optimizer='muon', muon_momentum=0.95, learning_rate=1e-2, muon_learning_rate=0.03, min_lr=1e-3,
+           warmup_iters=4, lr_decay_iters=24, decay_lr=True, schedule='cosine', decay_share=0.25, weight_decay=0.1,
            beta1=0.9, beta2=0.95)
 MODERN = dict(position='rope', norm='rmsnorm', mlp='swiglu', qk_norm=True, n_kv_head=1, logit_softcap=15.0, tied=False,
               zero_init=True)

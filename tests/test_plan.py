@@ -86,7 +86,7 @@ def test_the_measured_time_is_shared_by_devices_and_compiled_if_asked_for(tmp_pa
     times = [planned(run_here('train.py', **keys, **more))['time'].split()[2] for more in
              ({}, dict(num_devices=2), dict(compile=True, activation_checkpointing=True))]
     assert times == ['2,000.0', '1,000.0', '2,000.0']
-    assert [args[1:] for args in seen] == [(4, torch.device('cpu'), 'float32', *last) for last in
+    assert [args[1:6] for args in seen] == [(4, torch.device('cpu'), 'float32', *last) for last in
                                            ((False, False), (False, False), (True, True))]
 
 
