@@ -224,6 +224,13 @@ CONFIGS = {
         eval_iters=200, batch_size=64, block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2, max_iters=5000),
     'train_shakespeare_char.py --device=cpu': BABY | dict(
         eval_iters=20, batch_size=12, block_size=64, n_layer=4, n_head=4, n_embd=128, dropout=0.0, max_iters=2000),
+    'train_shakespeare_char_modern.py --device=cuda': dict(
+        optimizer='muon', position='rope', tied=False, n_layer=6, n_head=6, n_embd=384, block_size=256, dropout=0.2),
+    'train_shakespeare_char_modern.py --device=cpu': dict(
+        optimizer='muon', position='rope', tied=False, n_layer=4, n_head=4, n_embd=128, block_size=64, dropout=0.0),
+    'train_gpt2_modern.py': dict(optimizer='muon', position='rope', schedule='wsd', batch_size=12, block_size=1024,
+                                 gradient_accumulation_steps=40),
+    'finetune_lora.py': dict(init_from='gpt2', lora_rank=8, early_stop=3, dataset='shakespeare'),
     'train_gpt2.py': dict(wandb_log=True, batch_size=12, block_size=1024, gradient_accumulation_steps=40,
                           max_iters=600000, eval_interval=1000, weight_decay=0.1),
     'finetune_shakespeare.py': dict(init_from='gpt2-xl', batch_size=1, gradient_accumulation_steps=32, max_iters=20,

@@ -210,6 +210,21 @@ def test_health_is_the_norm_of_the_weights_and_of_the_step():
     assert health.figures() == {}
 
 
+def test_of_large_tensors_a_sample_stands_for_the_norms():
+    gpt = tiny_gpt(n_embd=128, vocab_size=1000)
+    with torch.no_grad():
+        gpt.lm_head.weight[:, ::2] *= 5  # a stride that met every other column alone would tell
+    health, gradient = Health(gpt), torch.randn(gpt.lm_head.weight.shape)
+    gpt.lm_head.weight.grad = gradient
+    norm = gpt.lm_head.weight.norm().item()
+    with health.watch():
+        torch.optim.SGD([gpt.lm_head.weight], lr=1e-3).step()
+    figures = health.figures()
+    assert health._sampled([gpt.lm_head.weight]).numel() < 2 * Health.SAMPLE < gpt.lm_head.weight.numel()
+    assert figures['weight_norm'] == {'embedding': pytest.approx(norm, rel=0.05)}
+    assert figures['update_ratio'] == {'embedding': pytest.approx(1e-3 * gradient.norm().item() / norm, rel=0.05)}
+
+
 def test_the_share_of_clipped_steps_is_of_those_since_the_last_line(tmp_path, char_data):
     keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'log_interval': 2}
     succeeded(run_here('train.py', **keys))

@@ -1,0 +1,37 @@
+# train_gpt2.py by what has been learnt since GPT-2, for the same hardware and with as many tokens a step. It has not
+# been run at this size yet: the parts are those of the public speed runs of GPT-2, their values usual ones. Run it as
+#     torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2_modern.py
+
+wandb_log = True
+wandb_project = 'owt'
+wandb_run_name = 'gpt2-124M-modern'
+
+position = 'rope'
+norm = 'rmsnorm'
+mlp = 'relu2'                   # as good as SwiGLU at this size in those runs, and one product less
+qk_norm = True
+logit_softcap = 15.0
+tied = False
+zero_init = True
+
+optimizer = 'muon'
+learning_rate = 3e-3            # of embeddings, head and norms
+muon_learning_rate = 0.02
+beta2 = 0.95
+weight_decay = 0.01
+
+# 12 sequences x 1024 tokens x 40 micro-batches = 491,520 tokens in a step, whatever the number of GPUs.
+batch_size = 12
+block_size = 1024
+gradient_accumulation_steps = 5 * 8
+
+max_iters = 20000               # 10 billion tokens, about one epoch
+schedule = 'wsd'                # flat, so that a longer run can go on from any state before the decay
+decay_share = 0.4
+lr_decay_iters = 20000
+warmup_iters = 250
+min_lr = 0.0
+
+eval_interval = 1000
+eval_iters = 200
+log_interval = 10

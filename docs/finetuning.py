@@ -1,0 +1,92 @@
+"""
+Ways of fine-tuning, side by side: a small net learns the Python of the standard library's own sources, and then a
+little Shakespeare in several ways; the table of docs/finetuning.md. About 15 minutes on two cores.
+
+    python docs/finetuning.py
+"""
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data.common import read_text, write_data_set
+from tokenizer import CharTokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+LITTLE = 100_000  # characters of Shakespeare to learn from
+NET = dict(device='cpu', block_size=128, batch_size=16, n_layer=6, n_head=4, n_embd=192, position='rope', rope_theta=60,
+           log_interval=10, eval_iters=20, always_save_checkpoint=False, schedule='linear', min_lr=0)
+FIRST = NET | dict(max_iters=1200, lr_decay_iters=1200, eval_interval=1200, learning_rate=2e-3, warmup_iters=50)
+SECOND = NET | dict(max_iters=400, lr_decay_iters=400, eval_interval=40, warmup_iters=20, early_stop=3)
+EVERYWHERE = dict(lora_targets='c_attn,c_proj,c_fc')
+
+WAYS = {  # name: (keys, learning rates of which the best counts)
+    'from scratch': (dict(init_from='scratch'), (1e-3, 3e-3)),
+    'all weights': ({}, (3e-4, 1e-3, 3e-3)),
+    'LoRA, rank 8, c_attn': (dict(lora_rank=8), (3e-3, 1e-2, 3e-2)),
+    'LoRA, rank 8, all layers': (dict(lora_rank=8, **EVERYWHERE), (3e-3, 1e-2, 3e-2)),
+    'last:1': (dict(trainable='last:1'), (1e-3, 3e-3, 1e-2)),
+    'head': (dict(trainable='head'), (1e-3, 3e-3, 1e-2)),
+    'head, last:3 from 100, all from 200': (dict(unfreeze={0: 'head', 100: 'last:3', 200: 'all'}), (3e-4, 1e-3, 3e-3)),
+}
+
+
+def prepare(folder):
+    """Two data sets with one set of characters, of Python's sources and of Shakespeare's plays, ASCII alone."""
+    library = Path(sysconfig.get_paths()['stdlib'])
+    python = ''.join(path.read_text(encoding='utf-8', errors='replace') for path in sorted(library.glob('*.py')))
+    plays, source, _ = read_text(str(ROOT / 'data' / 'shakespeare_char'))
+    texts = {'python': python[:4_000_000], 'plays': plays}
+    texts = {name: text.encode('ascii', errors='ignore').decode() for name, text in texts.items()}
+    tokenizer = CharTokenizer.from_text(''.join(texts.values()))
+    for name, text in texts.items():
+        ids = tokenizer.encode(text)
+        cut = len(ids) * 9 // 10
+        (folder / name).mkdir()
+        write_data_set(str(folder / name), tokenizer, {'train': ids[:cut] if name == 'python' else ids[:LITTLE],
+                                                       'val': ids[cut:]}, name, None)
+
+
+def train(out_dir, **keys):
+    """(records of the run, bytes that the process held at the most)."""
+    command = [sys.executable, ROOT / 'train.py', *(f'--{key}={value}' for key, value in keys.items()),
+               f'--out_dir={out_dir}']
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f'{command} has failed')
+    return [json.loads(line) for line in (out_dir / 'metrics.jsonl').read_text().splitlines()], usage.ru_maxrss * 1024
+
+
+def main():
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder)
+        base, data = folder / 'base', folder / 'plays'
+        records, _ = train(base, dataset=folder / 'python', **FIRST)
+        print(f"validation loss of Python {records[-1]['val_loss']:.3f} after {records[-1]['step']} steps\n")
+        print('| way | learning rate | first loss | best loss | at step | ms a step | memory held | ckpt.pt |')
+        print('|---|---|---|---|---|---|---|---|')
+        for number, (way, (keys, rates)) in enumerate(WAYS.items()):
+            runs = {}
+            for rate in rates:
+                out_dir = folder / f'{number} {rate}'
+                done = train(out_dir, **{'init_from': base} | SECOND | keys, dataset=data, learning_rate=rate)
+                runs[rate] = *done, (out_dir / 'ckpt.pt').stat().st_size
+
+            def best(rate, runs=runs):
+                return min((line['val_loss'], line['step']) for line in runs[rate][0] if 'val_loss' in line)
+            rate = min(runs, key=best)
+            records, held, size = runs[rate]
+            times = sorted(line['ms_per_step'] for line in records if 'ms_per_step' in line)
+            loss, step = best(rate)
+            print(f"| {way} | {rate:g} | {records[0]['val_loss']:.3f} | {loss:.3f} | {step} | "
+                  f'{times[len(times) // 2]:.0f} | {held / 1e6:.0f} MB | {size / 1e6:.2f} MB |', flush=True)
+
+
+if __name__ == '__main__':
+    main()
