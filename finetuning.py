@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
@@ -115,10 +116,15 @@ def go_on(run, init_from, resumed, path):
     return gpt, tokenizer, lora
 
 
-def decided_by(resumed):
-    """{key of train.py: value} of what a checkpoint decides of the run that resumes it, beside its data set."""
+def decided_by(resumed, path):
+    """{key of train.py: value} of what a checkpoint, from path, decides of the run that resumes it, beside its data
+    set. UserError if its shape can't be."""
+    with explained(ValueError, TypeError, prefix=f'{path}: '):
+        shape = asdict(GPTConfig(**resumed['model_args']))
     lora = resumed.get('lora')
-    return {'block_size': resumed['model_args']['block_size'],
+    if lora:
+        _check_settings(lora, path)
+    return {**{key: value for key, value in shape.items() if key not in ('vocab_size', 'gelu', 'dropout')},
             **({f'lora_{key}': lora[key] for key in LORA} if lora else {'lora_rank': 0})}
 
 

@@ -124,7 +124,8 @@ if writing and checkpoint.present(out_dir):
     run_folder.enter(out_dir)  # before it is read; no folder is made before all has been checked
 init_from, resumed, resumed_path = checkpoint.to_continue(out_dir, init_from, process.restarted())
 if resumed:
-    decided = finetuning.decided_by(resumed) | {'dataset': checkpoint.data_set(resumed, resumed_path, dataset)}
+    decided = finetuning.decided_by(resumed, resumed_path)
+    decided['dataset'] = checkpoint.data_set(resumed, resumed_path, dataset)
     globals().update(overrule(config, given, decided))
     print0(checkpoint.in_words(resumed, resumed_path, config, ('init_from', 'out_dir', *decided, *planning.KEYS)))
 tokens_per_step = gradient_accumulation_steps * batch_size * block_size

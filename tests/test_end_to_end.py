@@ -83,6 +83,16 @@ def test_a_gpt2_is_fine_tuned_sampled_and_evaluated(clone, gpt2):
     assert re.search(r'val loss 1[01]\.\d{4}', evaluated)  # ln 50257 is 10.8, which an untrained net scores
 
 
+def test_an_adapter_of_a_gpt2_is_trained_sampled_and_merged(clone, gpt2):
+    few = f'--init_from={gpt2} --device=cpu --block_size=32 --eval_iters=2'
+    tuned = succeeded(shell(clone, f'python train.py config/finetune_lora.py {few} --max_iters=5'))
+    assert '256 of them trained' in tuned  # 8 x (8 + 24)
+    text = '--num_samples=2 --max_new_tokens=9 --temperature=0 --start=Oh'
+    sampled = succeeded(shell(clone, f'python sample.py --adapter=out-shakespeare-lora/adapter {text}'))
+    succeeded(shell(clone, 'python sample.py --adapter=out-shakespeare-lora/adapter --merge=out-shakespeare-merged'))
+    assert sampled == succeeded(shell(clone, f'python sample.py --out_dir=out-shakespeare-merged {text}'))
+
+
 def test_it_works_from_any_folder(clone, trained, tmp_path):
     flags = f'config/train_shakespeare_char.py {SMALL} --max_iters=1 --out_dir=here'
     succeeded(shell(tmp_path, f'python {clone}/train.py {flags}'))
