@@ -286,7 +286,8 @@ print(f'machine  {hardware_name(device)}, torch {torch.__version__}')
 if mode != 'prepare':
     print(f'numbers  {precision_name}, {"compiled" if compile else "eager"}')
     a_step = {'gradient_accumulation_steps': 1, 'batch_size': batch_size, 'max_iters': 1, 'eval_interval': 1,
-              'eval_iters': 0, 'dataset': dataset, 'activation_checkpointing': activation_checkpointing}
+              'eval_iters': 0, 'dataset': dataset, 'activation_checkpointing': activation_checkpointing,
+              'optimizer': 'adamw', 'lora_rank': 0, 'trainable': 'all', 'unfreeze': None}
     said = Plan(gpt, a_step, hardware, precision_name, None).summary()
     labels = ['model', 'step', 'compute', 'memory', 'disk'] if training else ['model']
     print_summary({label: said[label] for label in labels})

@@ -207,6 +207,8 @@ def _even_out(checkpoint):
     if missing := [key for key in SHAPE if key not in args]:
         return f'has no {" and ".join(missing)} in its model_args: it is not the checkpoint of a GPT'
     batch = [checkpoint['config'].get(key, 0) for key in ('gradient_accumulation_steps', 'batch_size', 'block_size')]
+    if not all(type(key) is str for key in args):
+        return 'has model_args without names'
     numbers = [*batch, *(args[key] for key in SHAPE if key != 'bias'), args.get('n_kv_head', 1)]
     if not all(type(number) is int for number in numbers):
         return 'has sizes that are no whole numbers'
@@ -338,9 +340,7 @@ def restore_optimizer(optimizer, scaler, checkpoint, path):
     needed = [{'momentum_buffer': parameter.shape} if 'ns_steps' in group else  # Muon's
               {'step': torch.Size(), 'exp_avg': parameter.shape, 'exp_avg_sq': parameter.shape}
               for group in optimizer.param_groups for parameter in group['params']]
-    run = checkpoint.get('config', {})
-    frozen = run.get('trainable', 'all') != 'all' or run.get('unfreeze')
-    fits = isinstance(state, dict) and (not state or frozen or len(state) == len(needed)) and all(
+    fits = isinstance(state, dict) and all(  # what has been frozen until now has no state
         isinstance(moments, dict) and {name: getattr(value, 'shape', None) for name, value in moments.items()}
         == dict(enumerate(needed)).get(i) for i, moments in state.items())
     if not fits:

@@ -63,7 +63,7 @@ def parse_text(key, text):
     if key.type is str:
         return text
     if key.type is dict:
-        with contextlib.suppress(SyntaxError, ValueError):  # which it is not
+        with contextlib.suppress(SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # of what is none
             text = ast.literal_eval(text)
         return check_value(key, text)
     if key.type is bool:

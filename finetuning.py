@@ -9,7 +9,6 @@ whose metadata are the same settings and the tokenizer.
 [1] Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, arXiv 2106.09685
 """
 import json
-import math
 import os
 import re
 from dataclasses import asdict
@@ -31,7 +30,7 @@ PLAIN = (('bias', 'none'), ('revision', 'main'), ('init_lora_weights', True), ('
 NUMBER = (int, float)
 NO_BASE = 'lora_rank adapts weights that are there: give --init_from, a GPT-2 or the folder of a run'
 LORA = ('rank', 'alpha', 'dropout', 'targets')  # of train.py's keys, without lora_
-SETTINGS = (('rank', (int,), lambda rank: 0 < rank < 2 ** 31), ('alpha', NUMBER, lambda alpha: 0 < alpha < math.inf),
+SETTINGS = (('rank', (int,), lambda rank: 0 < rank < 2 ** 31), ('alpha', NUMBER, lambda alpha: 0 < alpha <= 1e30),
             ('dropout', NUMBER, lambda dropout: 0 <= dropout < 1), ('targets', (str,), bool),
             ('base', (str,), lambda base: '\0' not in base), ('base_digest', (str, type(None)), lambda digest: True))
 
@@ -109,7 +108,8 @@ def go_on(run, init_from, resumed, path):
     lora = {key: run[f'lora_{key}'] for key in LORA} if run['lora_rank'] else None
     with explained(ValueError):
         if lora:
-            lora |= {'base': init_from, 'base_digest': None if run['plan'] else digest_of_base(gpt)}
+            base = os.path.abspath(init_from) if os.path.exists(init_from) else init_from
+            lora |= {'base': base, 'base_digest': None if run['plan'] else digest_of_base(gpt)}
         gpt.crop_block_size(run['block_size'])
         if lora:
             add_lora(gpt, *(lora[key] for key in LORA))
@@ -124,8 +124,9 @@ def decided_by(resumed, path):
     lora = resumed.get('lora')
     if lora:
         _check_settings(lora, path)
-    return {**{key: value for key, value in shape.items() if key not in ('vocab_size', 'gelu', 'dropout')},
-            **({f'lora_{key}': lora[key] for key in LORA} if lora else {'lora_rank': 0})}
+    adapter = {f'lora_{key}': lora[key] for key in LORA} | {'trainable': 'all', 'unfreeze': None} if lora else {}
+    return {key: value for key, value in shape.items() if key not in ('vocab_size', 'gelu', 'dropout')} | (
+        adapter or {'lora_rank': 0})
 
 
 def digest_of_base(gpt):
@@ -338,15 +339,24 @@ def trainable_at(step, trainable, unfreeze):
     return unfreeze[max(begun)] if begun else trainable
 
 
+def most_trained(gpt, run):
+    """The names of the parameters that this run's config trains in the stage that trains the most of them; of a model
+    with an adapter, of that. UserError for what trainable_names() refuses, in any stage."""
+    if run['lora_rank']:
+        return {name for name, parameter in gpt.named_parameters() if parameter.requires_grad}
+    sizes = {name: parameter.numel() for name, parameter in gpt.named_parameters()}
+    with explained(ValueError):
+        stages = [trainable_names(gpt, stage) for stage in (run['trainable'], *(run['unfreeze'] or {}).values())]
+    stages = stages[1:] if 0 in (run['unfreeze'] or {}) else stages
+    return max(stages, key=lambda names: sum(map(sizes.get, names)))
+
+
 def freeze(gpt, step, run):
     """Lets the parameters alone that this run's config trains at this step require gradients, or, of a model with an
-    adapter, that; returns whether that changes anything. UserError for what trainable_names() refuses, of later
-    steps too."""
+    adapter, that; returns whether that changes anything. UserError as from most_trained(), of later stages too."""
     if run['lora_rank']:
         return False
-    with explained(ValueError):
-        for trainable in run['trainable'], *(run['unfreeze'] or {}).values():  # those to come too
-            trainable_names(gpt, trainable)
+    most_trained(gpt, run)
     names, changed = trainable_names(gpt, trainable_at(step, run['trainable'], run['unfreeze'])), False
     for name, parameter in gpt.named_parameters():
         changed |= parameter.requires_grad != (name in names)
@@ -356,6 +366,11 @@ def freeze(gpt, step, run):
 
 def problems(run):
     """Yields a sentence for each of the keys about fine-tuning that does not fit, by itself or to another."""
+    folder = os.path.dirname(run['init_from']) if run['init_from'].endswith('.pt') else run['init_from']
+    same = os.path.isdir(folder) and os.path.realpath(folder) == os.path.realpath(run['out_dir'])
+    if same and not (run['eval_only'] or run['plan'] or run['find_lr']):
+        yield (f"init_from={run['init_from']} is out_dir, whose run a new one would move aside: name another "
+               '--out_dir, or go on with --init_from=resume')
     lora_rank, lora_targets, trainable, unfreeze, init_from = (
         run[key] for key in ('lora_rank', 'lora_targets', 'trainable', 'unfreeze', 'init_from'))
     if lora_rank and init_from == 'scratch':

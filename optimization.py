@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 import plot
-from errors import RANK, UserError, print0, warn
+from errors import RANK, UserError, explained, print0, warn
 
 
 def learning_rate(step, run):
@@ -39,6 +39,8 @@ def find_learning_rate(train_step, guard, out_dir, lowest=1e-6, highest=10.0, st
     train_step: a function of the number of steps before and the rate. It ends where the smoothed loss is four times its
     lowest, or not finite. The suggestion is a tenth of the rate at which it is lowest: from there on noise grows faster
     than what is learnt."""
+    with explained(OSError, prefix='out_dir cannot be written: '):
+        os.makedirs(out_dir, exist_ok=True)
     rates, losses, smoothed, mean = [], [], [], 0.0
     for step in tqdm(range(steps), 'find_lr', leave=False, disable=None if RANK == 0 else True):
         rates.append(lowest * (highest / lowest) ** (step / (steps - 1)))
@@ -55,10 +57,12 @@ def find_learning_rate(train_step, guard, out_dir, lowest=1e-6, highest=10.0, st
     if not smoothed:
         raise UserError('the loss is not finite at the lowest learning rate already: look at the data and the weights')
     lowest_at = rates[smoothed.index(min(smoothed))]
+    suggestion = lowest_at / 10
+    factor = guard.optimizer.param_groups[-1]['factor']  # of Muon, whose rate has risen too
     print0(f'the loss is lowest, {min(smoothed):.4f}, at a learning rate of {lowest_at:.1e}: try '
-           f'--learning_rate={lowest_at / 10:.1e}')
+           f'--learning_rate={suggestion:.1e}' + f' --muon_learning_rate={factor * suggestion:.1e}' * (factor != 1))
     if RANK == 0:
-        plot.draw_sweep(rates, losses, smoothed, lowest_at / 10, os.path.join(out_dir, 'find_lr.png'))
+        plot.draw_sweep(rates, losses, smoothed, suggestion, os.path.join(out_dir, 'find_lr.png'))
 
 
 # ---- optimizers ----
@@ -86,12 +90,15 @@ class MuonAdamW(torch.optim.Optimizer):
     norms, biases), as one optimizer with one state dict, in which AdamW's two groups come first.
 
     What the model keeps in one matrix for the sake of one product, queries, keys and values or the halves of SwiGLU, is
-    orthogonalised one by one: docs/modern.md has what that is worth."""
+    orthogonalised one by one: docs/modern.md has what that is worth. The pieces are views of the weights as they are
+    now: the model must be on its device before, and stay there."""
 
     def __init__(self, gpt, adamw, learning_rate, momentum):
         pieces = {parameter: sizes for block in gpt.transformer.h for parameter, sizes in self._matrices(block)}
         for group in adamw.param_groups:
             group['params'] = [parameter for parameter in group['params'] if parameter not in pieces]
+        if not pieces:
+            raise UserError("optimizer='muon' is for matrices of the blocks, of which none is trained: use adamw")
         self.pieces = {whole: [torch.nn.Parameter(rows) for rows in whole.detach().split(sizes)]  # of the same memory
                        for whole, sizes in pieces.items()}
         self.muon = torch.optim.Muon([piece for some in self.pieces.values() for piece in some], learning_rate,
@@ -120,9 +127,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self.adamw.step()
         self.muon.param_groups[0]['lr'] = self.param_groups[2]['lr']
         for whole, pieces in self.pieces.items():
-            for piece in pieces:
-                piece.grad = None  # which Muon leaves alone, as the frozen
-            if whole.grad is None:
+            if whole.grad is None:  # it is frozen
                 continue
             if whole not in self.state:
                 self.state[whole]['momentum_buffer'] = torch.zeros_like(whole)
@@ -131,6 +136,8 @@ class MuonAdamW(torch.optim.Optimizer):
             for piece, gradient, momentum in zip(pieces, *parts, strict=True):
                 piece.grad, self.muon.state[piece]['momentum_buffer'] = gradient, momentum
         self.muon.step()
+        for piece in self.muon.param_groups[0]['params']:
+            piece.grad = None  # or its memory would outlast the model's
 
 
 # ---- what is seen of a step ----
@@ -190,7 +197,7 @@ class Health:
     weights is usual; one of much less learns slowly, of much more often leads to divergence.
 
     Of a tensor of more than SAMPLE elements so many count, spread evenly: both norms are estimates, to about 1%, and
-    cost less than 2% of a step (docs/benchmarks.md)."""
+    cost less than 2% of a step (docs/modern.md)."""
 
     KINDS = {'embedding': r'wte|wpe', 'attention': r'\.attn\.', 'mlp': r'\.mlp\.', 'head': 'lm_head', 'norm': ''}
     SAMPLE = 4096

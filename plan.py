@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 
+import finetuning
 from errors import RANK, complaints, print0
 from model import GPTConfig, data_sheet
 from optimization import make_optimizer
@@ -33,8 +34,10 @@ def problems(run):
         yield f"n_embd={run['n_embd']} is not a multiple of n_head={run['n_head']}"
     if run['n_kv_head'] and run['n_head'] % run['n_kv_head']:
         yield f"n_head={run['n_head']} is not a multiple of n_kv_head={run['n_kv_head']}"
-    if run['plan'] and run['eval_only']:
-        yield 'plan=True is about training: leave out eval_only=True'
+    if (run['plan'] or run['find_lr']) and run['eval_only']:
+        yield 'plan=True and find_lr=True are about training: leave out eval_only=True'
+    if run['plan'] and run['find_lr']:
+        yield 'plan=True computes no steps that find_lr=True could learn from: leave out one of them'
     name = run['device_name']
     if not name:
         yield from complaints(check_device, run['device'])
@@ -84,9 +87,10 @@ class Plan:
         self.steps = max(0, run['max_iters'] - done)
         micro_batches, rows = run['gradient_accumulation_steps'], run['batch_size']
         parts, units = Process(torch.device('meta'), world_size=hardware.count).share(micro_batches, rows)
-        trained = {name: parameter for name, parameter in gpt.named_parameters() if parameter.requires_grad}
+        names = finetuning.most_trained(gpt, run)
+        trained = {name: parameter for name, parameter in gpt.named_parameters() if name in names}
         self.trained = sum(parameter.numel() for parameter in trained.values())
-        one_moment = sum(parameter.numel() for name, parameter in trained.items() if run.get('optimizer') == 'muon'
+        one_moment = sum(parameter.numel() for name, parameter in trained.items() if run['optimizer'] == 'muon'
                          and 'transformer.h.' in name and parameter.dim() == 2)
         self.memory = memory(gpt.config, rows // parts, precision_name, hardware.kind, len(units) > 1,
                              run['activation_checkpointing'], hardware.count > 1, self.trained,
@@ -105,6 +109,7 @@ class Plan:
     def summary(self):
         """{label: text} of what can be said without computing."""
         run, config, count, there = self.run, self.gpt.config, self.hardware.count, self.hardware.memory
+        saved = self.trained if run['lora_rank'] else self.parameters
         some = f', {self.trained:,} of them trained' if self.trained < self.parameters else ''
         said = {
             'model': f'{self.parameters:,} parameters{some}: {_listed(parameters(config), _short)}; '
@@ -115,8 +120,8 @@ class Plan:
             'compute': f'{self.flops + self.evaluation_flops:.3g} FLOPs: {_short(self.gpt.flops_per_token())} for each '
                        'token, forward and backward',
             'memory': f'{_bytes(sum(self.memory.values()))} a device at the peak: {_listed(self.memory, _bytes)}',
-            'disk': f'{_bytes(4 * self.parameters + self.memory["optimizer state"])} a checkpoint, of which out_dir '
-                    'holds up to four',
+            'disk': f'{_bytes(4 * saved + self.memory["optimizer state"])} a checkpoint, of which out_dir holds up to '
+                    'four',
         }
         if count > 1:
             said['step'] += f', shared by {count} devices'

@@ -188,8 +188,6 @@ def draw_sweep(rates, losses, smoothed, suggestion, path):
     axes.grid(color='#e5e5e5', lw=0.6)
     axes.spines[['top', 'right']].set_visible(False)
     axes.legend(frameon=False)
-    with explained(OSError, prefix='the picture cannot be written: '):
-        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     save(picture, path)
 
 

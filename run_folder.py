@@ -5,6 +5,8 @@ before.
     .lock          held by the run that writes here
     metrics.jsonl  one JSON object a step that was logged or evaluated
     loss.png       what plot.py has drawn of it
+    find_lr.png    what the search for a learning rate has found
+    adapter/       what LoRA has learnt, which finetuning.py writes
     replaced/N/    the runs that were here before a new one started
 
 checkpoint.py owns the rest of what is in it.
@@ -22,7 +24,7 @@ from filelock import FileLock, Timeout
 from errors import UserError, complaints, explained, warn
 
 CHECKPOINTS = ('ckpt.pt', 'ckpt.prev.pt', 'last.pt', 'last.prev.pt')
-TEMPORARY = ('.ckpt.pt.tmp', '.last.pt.tmp', '.metrics.jsonl.tmp', '.loss.png.tmp')
+TEMPORARY = ('.ckpt.pt.tmp', '.last.pt.tmp', '.metrics.jsonl.tmp', '.loss.png.tmp', '.find_lr.png.tmp')
 
 
 def problems(run):

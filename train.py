@@ -274,9 +274,8 @@ if find_lr:
 
 # ---- training ----
 session_start, evaluation_seconds, stopping = time.perf_counter() - elapsed, 0.0, False
-stop = StopSignal()
+stop, window = StopSignal(), []  # the latter has the seconds of each step since the last line
 progress = tqdm(total=max_iters, initial=iter_num, unit='step', disable=None if rank == 0 else True)
-window = []  # seconds of each step since the last line
 while True:
     finished = iter_num >= max_iters or 0 < early_stop <= stale
     evaluating = finished or iter_num % eval_interval == 0
@@ -320,7 +319,6 @@ while True:
         record, before, best_val_loss = None, best_val_loss, losses[1] if improved else best_val_loss
         if due and (iter_num or finished) and rank == 0:
             save(*['ckpt'] * (evaluating and (improved or always_save_checkpoint)), 'last')
-            best_val_loss = before if unsaved else best_val_loss  # of what there is on the disk
     if finished:
         break
 
@@ -330,7 +328,8 @@ while True:
     train_step(iter_num, rate_of(iter_num, config))
     iter_num += 1
     tokens_seen += tokens_per_step
-    stopping, record = process.total(stop.name is not None)[0] > 0, {}
+    stopping, refused = (count > 0 for count in process.total(stop.name is not None, unsaved is not None))
+    record, best_val_loss = {}, before if refused else best_val_loss  # which is of what there is on the disk
     window.append(time.perf_counter() - step_start)
     progress.update()
 
@@ -343,8 +342,9 @@ if stopping:
     print0(f'stopped{by} at step {iter_num}, ' + (
         'nothing is lost: the same command with --init_from=auto goes on' if iter_num else 'before anything to save'))
     leave(RESUMABLE)
-print0(f'done: best validation loss {best_val_loss:.4f}, {timedelta(seconds=round(elapsed))} in all. Now try:\n'
-       f'python sample.py --out_dir={out_dir}')
+print0(f'done: best validation loss {best_val_loss:.4f}, {timedelta(seconds=round(elapsed))} in all'
+       + f', ended by early_stop={early_stop} at step {iter_num}' * (iter_num < max_iters)
+       + f'. Now try:\npython sample.py --out_dir={out_dir}')
 if rank == 0:
     plot.draw_finished(out_dir)
 leave(0)

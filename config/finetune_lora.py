@@ -1,6 +1,6 @@
 # Adapts GPT-2 to Shakespeare's words with LoRA: 0.3M parameters learn, 0.2% of the 124M, and they alone are saved, as
 # the adapter/ of out_dir. --init_from takes a larger GPT-2, a directory of save_pretrained, or the folder of a run of
-# your own (with its --dataset). Then
+# your own (with its --dataset and --block_size). Then
 #     python sample.py --adapter=out-shakespeare-lora/adapter
 #     python sample.py --adapter=out-shakespeare-lora/adapter --merge=out-shakespeare-merged
 

@@ -261,7 +261,7 @@ def test_state_of_another_model_is_refused(tmp_path):
     model, optimizer = trained()
     assert 'weights in a.pt' in problem(checkpoint.restore_model, model, {'model': {}}, 'a.pt')
     small, moments = torch.ones(1), optimizer.state_dict()['state']
-    for other in (None, {}, {'state': {0: moments[0]}}, {'state': {i + 1: moments[i] for i in moments}},
+    for other in (None, {}, {'state': {i + 1: moments[i] for i in moments}},
                   {'state': dict.fromkeys(moments, {'step': torch.tensor(1.), 'exp_avg': small, 'exp_avg_sq': small})},
                   {'state': dict.fromkeys(moments, {'momentum_buffer': small})}, {'state': dict.fromkeys(moments)}):
         assert 'state in a.pt' in problem(checkpoint.restore_optimizer, optimizer, SCALER, {'optimizer': other}, 'a.pt')

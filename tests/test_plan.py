@@ -7,8 +7,11 @@ import pytest
 import torch
 from conftest import TINY, TINY_GPT, refused, run, run_here, succeeded, tiny_gpt
 
+import finetuning
 import plan
 from model import GPT, GPTConfig
+
+AS_USUAL = dict(optimizer='adamw', lora_rank=0, trainable='all', unfreeze=None)
 
 GPT2 = dict(plan=True, device='cuda', device_name='H100 SXM')
 
@@ -122,7 +125,7 @@ def test_a_plan_to_fine_tune_needs_no_weights(tmp_path, char_data, measured):
     (GPT2 | dict(num_devices=0), 'num_devices=0: allowed is >= 1'),
     (GPT2 | dict(expected_mfu=1.5), 'expected_mfu=1.5: allowed is'),
     (GPT2 | dict(num_devices=3, batch_size=4), '3 processes cannot share'),
-    (dict(plan=True, eval_only=True), 'plan=True is about training'),
+    (dict(plan=True, eval_only=True), 'are about training'),
 ])
 def test_what_cannot_be_planned_is_refused(tmp_path, keys, sentence):
     assert sentence in refused(run_here('train.py', **TINY | dict(out_dir=tmp_path / 'out') | keys))
@@ -132,7 +135,7 @@ def test_what_cannot_be_planned_is_refused(tmp_path, keys, sentence):
 def test_a_step_is_that_of_its_parts():
     gpt = GPT(GPTConfig(16, 65, 2, 2, 16))
     run = dict(gradient_accumulation_steps=2, batch_size=4, max_iters=0, eval_interval=5, eval_iters=0,
-               activation_checkpointing=False, dataset='a')
+               activation_checkpointing=False, dataset='a', **AS_USUAL)
     for devices, accumulates, rows in (1, True, 4), (2, False, 4), (4, False, 2):
         said = plan.Plan(gpt, run, plan.Hardware('a card', devices, 'cuda', None), 'float32', None)
         assert said.memory == plan.memory(gpt.config, rows, 'float32', 'cuda', accumulates, False, devices > 1)
@@ -141,7 +144,7 @@ def test_a_step_is_that_of_its_parts():
 
 def test_of_a_shape_is_said_what_gpt2_has_not():
     run = dict(gradient_accumulation_steps=2, batch_size=4, max_iters=1, eval_interval=5, eval_iters=1,
-               activation_checkpointing=False, dataset='a')
+               activation_checkpointing=False, dataset='a', **AS_USUAL)
     gpt = GPT(GPTConfig(16, 65, 2, 2, 16, position='rope', n_kv_head=1, tied=False))
     said = plan.Plan(gpt, run, plan.Hardware('a card', 1, 'cuda', None), 'float32', None).summary()['model']
     assert said == (f'{gpt.get_num_params(False):,} parameters: token embedding and head 2.08k, attention 1.63k, '
@@ -152,7 +155,7 @@ def test_of_a_shape_is_said_what_gpt2_has_not():
 def test_what_is_not_trained_and_what_muon_trains_take_less():
     gpt = GPT(GPTConfig(16, 65, 2, 2, 16, bias=False))
     run = dict(gradient_accumulation_steps=1, batch_size=4, max_iters=1, eval_interval=5, eval_iters=1,
-               activation_checkpointing=False, dataset='a')
+               activation_checkpointing=False, dataset='a', **AS_USUAL)
 
     def planned_with(**keys):
         made = plan.Plan(gpt, run | keys, plan.Hardware('a card', 1, 'cuda', None), 'float32', None)
@@ -164,14 +167,16 @@ def test_what_is_not_trained_and_what_muon_trains_take_less():
     assert said['disk'].startswith(f'{12 * N / 1e6:.3g} MB')
     state, said = planned_with(optimizer='muon')
     assert state == 8 * N - 4 * matrices and said['disk'].startswith(f'{(12 * N - 4 * matrices) / 1e6:.3g} MB')
-    gpt.transformer.wte.requires_grad_(False)
-    gpt.transformer.h[0].requires_grad_(False)
     trained = N - 65 * 16 - matrices // 2 - 2 * 16
-    state, said = planned_with(optimizer='muon')
+    state, said = planned_with(optimizer='muon', trainable=r'wpe|h\.1|ln_f')
     assert state == 8 * trained - 2 * matrices
     assert said['model'].startswith(f'{N:,} parameters, {trained:,} of them trained: token embedding')
-    gpt.requires_grad_(False)
-    assert planned_with()[0] == 0
+    stages = {0: 'head', 5: r'wpe|h\.1|ln_f', 9: 'ln_f'}
+    assert planned_with(optimizer='muon', trainable='all', unfreeze=stages)[0] == state  # which needs the most
+    finetuning.add_lora(gpt, 2, 4.0, 0.0, 'c_attn')
+    state, said = planned_with(lora_rank=2)
+    adapter = 2 * 2 * (16 + 48)
+    assert state == 8 * adapter and said['disk'].startswith(f'{12 * adapter / 1e6:.3g} MB')
 
 
 def test_what_does_not_fit_is_said_and_not_measured(tmp_path, char_data, monkeypatch):
