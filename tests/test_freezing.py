@@ -119,7 +119,8 @@ def tiny_start(tmp_path, char_data):
 @pytest.mark.parametrize('keys, sentence', [
     (dict(trainable='last:9'), "trainable='last:9'"), (dict(trainable='h['), "trainable='h['"),
     (dict(trainable='nothing_like_it'), "found in no name"), (dict(unfreeze={-1: 'all'}), 'unfreeze='),
-    (dict(unfreeze='head'), 'unfreeze'), (dict(unfreeze={0: 'last:0'}), "'last:0'")])
+    (dict(unfreeze='head'), 'unfreeze'), (dict(unfreeze='{[]: 1}'), 'unfreeze'),
+    (dict(unfreeze={0: 'last:0'}), "'last:0'")])
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, char_data, keys, sentence):
     ended = run('train.py', **TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out'} | keys)
     assert sentence in refused(ended) and not (tmp_path / 'out').exists()

@@ -100,11 +100,26 @@ def test_the_search_for_a_rate_and_the_plan_know_adapters(tmp_path, char_data, b
 @pytest.mark.parametrize('keys, sentence', [
     (dict(init_from='scratch'), 'adapts weights that are there'), (dict(init_from='auto'), 'adapts weights'),
     (dict(lora_targets='lm_head'), "lora_targets='lm_head'"), (dict(trainable='head'), 'nothing but the adapter'),
-    (dict(init_from='no/such'), 'init_from=no/such is not scratch')])
+    (dict(init_from='no/such'), 'init_from=no/such is not scratch'),
+    (dict(lora_targets='lm_head', optimizer='muon'), "lora_targets='lm_head'")])
 def test_what_cannot_be_adapted_is_refused_before_anything_is_written(tmp_path, char_data, base, keys, sentence):
     keys = LORA | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'init_from': base} | keys
     ended = run('train.py', **TINY | keys)
     assert sentence in refused(ended) and not (tmp_path / 'out').exists()
+
+
+def test_a_run_is_not_adapted_in_its_own_folder(tmp_path, char_data):
+    succeeded(train(tmp_path / 'out', char_data, max_iters=1))
+    for name in 'out', 'out/ckpt.pt':
+        ended = train(tmp_path / 'out', char_data, init_from=tmp_path / name, **LORA)
+        assert 'is out_dir, whose run a new one would move aside' in refused(ended)
+    assert (tmp_path / 'out' / 'ckpt.pt').exists()
+
+
+def test_what_a_resumed_adapter_cannot_follow_is_said(tmp_path, char_data, base):
+    succeeded(train(tmp_path / 'out', char_data, init_from=base, **LORA | {'max_iters': 1}))
+    ended = train(tmp_path / 'out', char_data, init_from='resume', max_iters=2, trainable='head')
+    assert 'trainable=head is not used' in ended.stderr and ended.returncode == 0
 
 
 def test_a_new_run_moves_an_adapter_aside_too(tmp_path, char_data, base):
