@@ -55,9 +55,9 @@ def find(init_from):
         return checkpoint.load(init_from, ('model',)), init_from
     if os.path.isdir(init_from) and not os.path.exists(os.path.join(init_from, 'config.json')):
         adapter = os.path.exists(os.path.join(init_from, CONFIG))
-        raise UserError(f'{init_from} is an adapter: python sample.py --adapter={init_from} --merge=FOLDER makes a '
-                        'model of it' if adapter else f'{init_from} has neither the ckpt.pt or last.pt of a run nor '
-                        'the config.json of a Hugging Face model')
+        raise UserError(f'init_from={init_from} ' + (
+            f'is an adapter: python sample.py --adapter={init_from} --merge=FOLDER makes a model of it' if adapter else
+            'has neither the ckpt.pt or last.pt of a run nor the config.json of a Hugging Face model'))
     return {}, init_from
 
 
