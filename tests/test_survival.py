@@ -269,6 +269,7 @@ def test_a_run_whose_terminal_is_closed_saves_its_state(tmp_path, char_data):
     keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'max_iters': 10**6}
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which is ignored where the tests run under nohup
         os.execv(sys.executable, command(keys))
     while b'step 3:' not in os.read(terminal, 10**5):
         pass
