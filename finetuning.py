@@ -366,9 +366,11 @@ def freeze(gpt, step, run):
 
 def problems(run):
     """Yields a sentence for each of the keys about fine-tuning that does not fit, by itself or to another."""
-    folder = os.path.dirname(run['init_from']) if run['init_from'].endswith('.pt') else run['init_from']
-    same = os.path.isdir(folder) and os.path.realpath(folder) == os.path.realpath(run['out_dir'])
-    if same and not (run['eval_only'] or run['plan'] or run['find_lr']):
+    base = os.path.realpath(run['init_from'])
+    folder = os.path.dirname(base) if base.endswith('.pt') else base
+    same = os.path.isdir(folder) and folder == os.path.realpath(run['out_dir'])
+    if same and run['init_from'] not in ('scratch', 'resume', 'auto') and not (
+            run['eval_only'] or run['plan'] or run['find_lr']):
         yield (f"init_from={run['init_from']} is out_dir, whose run a new one would move aside: name another "
                '--out_dir, or go on with --init_from=resume')
     lora_rank, lora_targets, trainable, unfreeze, init_from = (

@@ -116,6 +116,13 @@ def test_a_run_is_not_adapted_in_its_own_folder(tmp_path, char_data):
     assert (tmp_path / 'out' / 'ckpt.pt').exists()
 
 
+def test_a_folder_may_be_called_what_a_run_begins_with(tmp_path, char_data, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for init_from in 'scratch', 'scratch', 'resume':  # of which the second moves the first aside
+        succeeded(train('scratch', char_data, init_from=init_from, max_iters=1))
+    assert 'is out_dir' in refused(train('.', char_data, init_from='ckpt.pt', max_iters=1))
+
+
 def test_what_a_resumed_adapter_cannot_follow_is_said(tmp_path, char_data, base):
     succeeded(train(tmp_path / 'out', char_data, init_from=base, **LORA | {'max_iters': 1}))
     ended = train(tmp_path / 'out', char_data, init_from='resume', max_iters=2, trainable='head')
