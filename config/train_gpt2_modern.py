@@ -8,7 +8,7 @@ wandb_run_name = 'gpt2-124M-modern'
 
 position = 'rope'
 norm = 'rmsnorm'
-mlp = 'relu2'                   # as good as SwiGLU at this size in those runs, and one product less
+mlp = 'relu2'                   # as those runs have it: one product less than SwiGLU
 qk_norm = True
 logit_softcap = 15.0
 tied = False
