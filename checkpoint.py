@@ -340,7 +340,9 @@ def restore_optimizer(optimizer, scaler, checkpoint, path):
     needed = [{'momentum_buffer': parameter.shape} if 'ns_steps' in group else  # Muon's
               {'step': torch.Size(), 'exp_avg': parameter.shape, 'exp_avg_sq': parameter.shape}
               for group in optimizer.param_groups for parameter in group['params']]
-    fits = isinstance(state, dict) and all(  # what has been frozen until now has no state
+    run = checkpoint['config']
+    some_frozen = run.get('trainable', 'all') != 'all' or run.get('unfreeze')  # what has never moved has no moments
+    fits = isinstance(state, dict) and (some_frozen or len(state) in (0, len(needed))) and all(  # 0: all were skipped
         isinstance(moments, dict) and {name: getattr(value, 'shape', None) for name, value in moments.items()}
         == dict(enumerate(needed)).get(i) for i, moments in state.items())
     if not fits:

@@ -261,10 +261,14 @@ def test_state_of_another_model_is_refused(tmp_path):
     model, optimizer = trained()
     assert 'weights in a.pt' in problem(checkpoint.restore_model, model, {'model': {}}, 'a.pt')
     small, moments = torch.ones(1), optimizer.state_dict()['state']
-    for other in (None, {}, {'state': {i + 1: moments[i] for i in moments}},
+    some = {'state': {0: moments[0]}}
+    for other in (None, {}, some, {'state': {i + 1: moments[i] for i in moments}},
                   {'state': dict.fromkeys(moments, {'step': torch.tensor(1.), 'exp_avg': small, 'exp_avg_sq': small})},
                   {'state': dict.fromkeys(moments, {'momentum_buffer': small})}, {'state': dict.fromkeys(moments)}):
-        assert 'state in a.pt' in problem(checkpoint.restore_optimizer, optimizer, SCALER, {'optimizer': other}, 'a.pt')
+        assert 'state in a.pt' in problem(checkpoint.restore_optimizer, optimizer, SCALER,
+                                          {'optimizer': other, 'config': {}}, 'a.pt')
+    for config, allowed in ({'trainable': 'head'}, some), ({'unfreeze': {0: 'head'}}, some), ({}, {'state': {}}):
+        checkpoint.restore_optimizer(optimizer, SCALER, {'optimizer': allowed, 'config': config}, 'a.pt')
 
 
 def test_a_checkpoint_stripped_of_its_optimizer_lacks_nothing_else(tmp_path):
