@@ -1,11 +1,13 @@
 """
 What each part of config/train_shakespeare_char_modern.py is worth, alone and left out, over several seeds: the table of
-docs/modern.md. Every run is one of train.py's, on a CPU, one after the other; all take half an hour on two cores.
+docs/modern.md. Every run is one of train.py's, on a CPU, one after the other, all with one seed and then all with the
+next, so that a change of the machine's speed meets all rows alike. All take half an hour on two cores.
 
     python docs/ablations.py
     python docs/ablations.py --seeds 1 --only all "plain, 2000 steps"
 """
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -41,7 +43,8 @@ def variants():
     found |= {'all': (MODERN, STEPS)}
     found |= {f'all but {name}': (MODERN, STEPS | part) for name, (part, _) in PARTS.items()}
     found |= {f'all, {name}': (MODERN, STEPS | keys) for name, keys in OTHERS.items()}
-    return found | {'all, 1000 steps': (MODERN, {'eval_interval': 20})}
+    found['all, 100 steps'] = MODERN, dict.fromkeys(STEPS, 100)
+    return found | {'all, 1000 steps': (MODERN, {'eval_interval': 100})}
 
 
 def run(config, **keys):
@@ -72,11 +75,15 @@ def main():
     parser.add_argument('--seeds', type=int, nargs='+', default=[1, 2, 3])
     parser.add_argument('--only', nargs='+', choices=variants(), default=variants(), metavar='NAME')
     chosen = parser.parse_args()
+    runs = {name: [] for name in chosen.only}
+    for seed, name in itertools.product(chosen.seeds, chosen.only):
+        config, keys = variants()[name]
+        runs[name].append(run(config, seed=seed, **keys))
+        print(f'seed {seed}, {name}: {runs[name][-1][-1]}', file=sys.stderr)
     print(f'| run | steps to {TARGET} | seconds to {TARGET} | last validation loss | seconds in all |')
     print('|---|---|---|---|---|')
-    for name in chosen.only:
-        config, keys = variants()[name]
-        print(row(name, [run(config, seed=seed, **keys) for seed in chosen.seeds]), flush=True)
+    for name in runs:
+        print(row(name, runs[name]))
 
 
 if __name__ == '__main__':

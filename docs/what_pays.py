@@ -1,6 +1,6 @@
 """
 What model.py and generation.py compute in another way on a CPU, in turns with torch's own way; medians of forward and
-backward. docs/benchmarks.md has what came of it.
+backward. docs/benchmarks.md has what came of it. And what the figures of a run's health cost (docs/modern.md).
 
     python docs/what_pays.py
 """
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 sys.path.insert(0, os.path.abspath(os.path.join(__file__, '..', '..')))
 import model
 from loader import TokenFile
+from optimization import Health
 
 BF16, F32 = torch.bfloat16, torch.float32
 
@@ -102,6 +103,26 @@ def batch(B, T):
         compare(f'a batch of {B} x {T}', 200, ours=lambda: data.batch(0, 'train', 1, 0, B, T, torch.device('cpu')))
 
 
+def health(batch_size, **shape):
+    gpt = model.GPT(model.GPTConfig(**shape))
+    optimizer, watched = gpt.configure_optimizers(0.1, 1e-3, (0.9, 0.99), 'cpu'), Health(gpt)
+    x = torch.randint(gpt.config.vocab_size, (batch_size, gpt.config.block_size))
+
+    def step():
+        with torch.autocast('cpu', dtype=BF16):
+            gpt(x, x, with_logits=False)[1].backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+
+    def watch():
+        with watched.watch():
+            pass
+        watched.figures()
+
+    compare(f'health of {gpt.get_num_params() / 1e6:.1f}M parameters, {batch_size} x {gpt.config.block_size} tokens', 8,
+            figures=watch, step=step)
+
+
 def name(dtype):
     return str(dtype).removeprefix('torch.')
 
@@ -113,3 +134,6 @@ loss(4096, 50304, BF16), loss(4096, 50304, F32)
 one_row(1), one_row(10)
 one_position(1, 400)
 batch(12, 64), batch(64, 256)
+health(12, block_size=64, vocab_size=65, n_layer=4, n_head=4, n_embd=128)
+health(16, block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384)
+health(1)
