@@ -37,7 +37,8 @@ MOST_VALUES = 300_000  # in a checkpoint, where a tensor counts as one
 NEEDED = {'model': dict, 'model_args': dict, 'iter_num': int, 'config': dict}
 OPTIONAL = {'best_val_loss': (int, float), 'tokens_seen': int, 'elapsed': (int, float), 'scaler': dict, 'digest': dict,
             'tokenizer': dict, 'record': (dict, type(None)), 'run_id': str, 'job': (str, type(None)), 'stale': int,
-            'lora': (dict, type(None))}
+            'lora': (dict, type(None)), 'moments': int, 'clipped': int, 'unlogged': int}
+COUNTS = ('iter_num', 'elapsed', 'clipped', 'unlogged')
 UNREADABLE = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM)
 
 
@@ -198,8 +199,7 @@ def _even_out(checkpoint):
     for key, kind in (NEEDED | OPTIONAL).items():
         if (key in checkpoint or key in NEEDED) and not isinstance(checkpoint.get(key), kind):
             return f'has no usable {key!r}: it is not the checkpoint of a training run'
-    if not (0 <= checkpoint['iter_num'] < 2**53 and 0 <= checkpoint.get('elapsed', 0) < 2**53) \
-            or math.isnan(checkpoint.get('best_val_loss', 0)):
+    if not all(0 <= checkpoint.get(key, 0) < 2**53 for key in COUNTS) or math.isnan(checkpoint.get('best_val_loss', 0)):
         return 'has a step, a time or a best_val_loss that cannot be'
     version, weights, args = checkpoint.get('format_version', 1), checkpoint['model'], checkpoint['model_args']
     if not isinstance(version, int) or version > FORMAT_VERSION:
@@ -340,14 +340,13 @@ def restore_optimizer(optimizer, scaler, checkpoint, path):
     needed = [{'momentum_buffer': parameter.shape} if 'ns_steps' in group else  # Muon's
               {'step': torch.Size(), 'exp_avg': parameter.shape, 'exp_avg_sq': parameter.shape}
               for group in optimizer.param_groups for parameter in group['params']]
-    run = checkpoint['config']
-    some_frozen = run.get('trainable', 'all') != 'all' or run.get('unfreeze')  # what has never moved has no moments
-    fits = isinstance(state, dict) and (some_frozen or len(state) in (0, len(needed))) and all(  # 0: all were skipped
+    # What has been frozen until now has no moments: of how many parameters there are some is saved beside them.
+    fits = isinstance(state, dict) and len(state) == checkpoint.get('moments', len(needed)) and all(
         isinstance(moments, dict) and {name: getattr(value, 'shape', None) for name, value in moments.items()}
         == dict(enumerate(needed)).get(i) for i, moments in state.items())
     if not fits:
         raise UserError(f'the optimizer state in {path} is missing, or of another model or optimizer: resume with the '
-                        'optimizer that it was saved by')
+                        f'optimizer that it was saved by, or begin a new run with --init_from={path}')
     optimizer.load_state_dict({'state': state, 'param_groups': groups})
     for moments in optimizer.state.values():  # on a CPU they are still the file's memory map
         moments.update({name: tensor.clone() for name, tensor in moments.items() if tensor.device.type == 'cpu'})

@@ -75,6 +75,9 @@ def build(saved, path, dropout=0.0, weights=True):
                 checkpoint.restore_model(gpt, saved, path)
             return gpt
         _check_settings(lora, path)
+        if os.path.isabs(lora['base']) and not os.path.exists(lora['base']):
+            raise UserError(f"{path} is an adapter of {lora['base']}, which is not there any more: put it back (a link "
+                            'will do)')
         gpt, _ = open_base(lora['base'], dropout, weights)
     restore_lora(gpt, lora, saved['model'], path, args['block_size'], weights)
     if unlike := [key for key, value in args.items() if key != 'dropout' and getattr(gpt.config, key, None) != value]:
@@ -317,7 +320,7 @@ def _pattern(trainable, n_layer=None):
         return re.compile(rf'^(lm_head|transformer\.ln_f|transformer\.h\.({blocks}))\.')
     try:
         return re.compile({'all': '', 'head': r'^(lm_head|transformer\.ln_f)\.'}.get(trainable, trainable))
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f'trainable={trainable!r} is not all, head, last:N or a regular expression: {error}') from None
 
 
@@ -366,6 +369,9 @@ def freeze(gpt, step, run):
 
 def problems(run):
     """Yields a sentence for each of the keys about fine-tuning that does not fit, by itself or to another."""
+    if '\0' in run['init_from']:
+        yield 'init_from has a character that no name of a file can have'
+        return
     base = os.path.realpath(run['init_from'])
     folder = os.path.dirname(base) if base.endswith('.pt') else base
     same = os.path.isdir(folder) and folder == os.path.realpath(run['out_dir'])
@@ -375,6 +381,8 @@ def problems(run):
                '--out_dir, or go on with --init_from=resume')
     lora_rank, lora_targets, trainable, unfreeze, init_from = (
         run[key] for key in ('lora_rank', 'lora_targets', 'trainable', 'unfreeze', 'init_from'))
+    if lora_rank and run['lora_alpha'] > 1e30:
+        yield f"lora_alpha={run['lora_alpha']} must be at most 1e30"
     if lora_rank and init_from == 'scratch':
         yield NO_BASE
     if lora_rank and (trainable != 'all' or unfreeze is not None):
@@ -386,7 +394,7 @@ def problems(run):
                                           for step, spec in unfreeze.items()):
         specs += unfreeze.values()
     elif unfreeze is not None:
-        yield f"unfreeze={unfreeze!r} must be like {{1000: 'last:2', 2000: 'all'}}: first steps, and what is trained"
+        yield f"unfreeze={unfreeze!r} must be like {{0: 'head', 1000: 'all'}}: first steps, and what is trained"
     for spec in dict.fromkeys(specs):
         try:
             _pattern(spec)

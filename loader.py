@@ -186,7 +186,8 @@ def check_fit(folder, meta, token_files, vocab_size, tokenizer=None):
         raise UserError(f"{folder} has {meta['vocab_size']} tokens in its vocabulary, the model {vocab_size}: they do "
                         'not belong together')
     if tokenizer not in (None, meta['tokenizer']):
-        raise UserError(f'{folder} has been prepared with another vocabulary since the checkpoint was saved')
+        raise UserError(f'{folder} has another vocabulary than the model was trained with: give the data set of '
+                        'then, or one prepared with the same tokenizer')
     for tokens in token_files:
         tokens.check_ids(meta['vocab_size'] or vocab_size)
 

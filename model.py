@@ -110,7 +110,8 @@ class GPTConfig:
         if not 0 <= self.dropout < 1:
             wrong.append(f'dropout={self.dropout} must be at least 0 and below 1')
         if not (0 < self.rope_theta <= 1e30 and 0 <= self.logit_softcap <= 1e30):  # of which float32 can compute
-            wrong.append(f'rope_theta={self.rope_theta} must be above 0, logit_softcap={self.logit_softcap} at least 0')
+            wrong.append(f'rope_theta={self.rope_theta} must be in (0, 1e30], logit_softcap={self.logit_softcap} in '
+                         '[0, 1e30]')
         wrong += [f'{name}={getattr(self, name)!r} must be {" or ".join(map(repr, choices))}'
                   for name, choices in CHOICES.items() if getattr(self, name) not in choices]
         if wrong:
@@ -371,10 +372,9 @@ class GPT(nn.Module):
         return total - non_embedding * looked_up * c.n_embd
 
     def crop_block_size(self, block_size):
-        """Shortens the context to block_size positions, in place. ValueError if that is not 1 to the present size."""
-        if not 1 <= block_size <= self.config.block_size:
-            raise ValueError(f'block_size={block_size}: this model has {self.config.block_size} positions, '
-                             f'choose 1 to {self.config.block_size}')
+        """Sets the context to block_size positions, in place. ValueError if it is not 1 to `longest`."""
+        if not 1 <= block_size <= self.config.longest:
+            raise ValueError(f'block_size={block_size}: this model takes 1 to {self.config.block_size} positions')
         self.config.block_size = block_size
         if (wpe := self.transformer.wpe) is not None:
             wpe.weight = nn.Parameter(wpe.weight.detach()[:block_size].clone())  # a view would keep and save the whole

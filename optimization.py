@@ -67,6 +67,12 @@ def find_learning_rate(train_step, guard, out_dir, lowest=1e-6, highest=10.0, st
 
 # ---- optimizers ----
 
+def problems(run):
+    """Yields a sentence for each of the keys about optimization that does not fit to another."""
+    if run['optimizer'] == 'muon' and not run['learning_rate']:
+        yield "optimizer='muon' needs a learning_rate above 0, by which muon_learning_rate rises and falls"
+
+
 def make_optimizer(gpt, run, device_type):
     """The optimizer of a run with this config of train.py, for all parameters of gpt that require gradients.
 
@@ -148,13 +154,16 @@ class Guard:
     After a step whose loss or gradient is not finite no step changes the weights, until look() tells; but where float16
     has overflowed only that step is left out, and the scaler lowers its scale, as long as that is above 1."""
 
-    def __init__(self, process, optimizer, scaler, grad_clip=0.0):
+    def __init__(self, process, optimizer, scaler, grad_clip=0.0, resumed=None):
+        """resumed: a dict with what unlogged() has returned, or None."""
         self.process, self.optimizer, self.scaler, self.grad_clip = process, optimizer, scaler, grad_clip
         # Metal's fused kernel takes no notice of found_inf, nor does Muon: there each step waits for the device.
         self.waits = process.device.type == 'mps' or not all(group.get('fused') for group in optimizer.param_groups)
         # Loss and norm of the last step, steps left out, steps clipped, steps, whether halted, and number, loss and
         # norm of what did that.
         self.seen = torch.zeros(9, device=process.device)
+        for i, key in (3, 'clipped'), (4, 'unlogged'):
+            self.seen[i] = (resumed or {}).get(key, 0)
 
     def step(self, number, loss, grad_norm):
         """The optimizer's step of this number, for this rank's share of the loss and its norm of the gradient before it
@@ -190,6 +199,10 @@ class Guard:
         wrong = (f'after step {first[0] - 1:.0f} the loss is {first[1]} and the gradient norm {first[2]}: stopped '
                  'before they reached the weights')
         return record, (int(first[0]), wrong) if halted else None
+
+    def unlogged(self):
+        """{'clipped': steps clipped since the last line of the log, 'unlogged': steps since then}."""
+        return dict(zip(('clipped', 'unlogged'), map(int, self.seen[3:5].tolist()), strict=True))
 
 
 class Health:

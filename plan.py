@@ -161,8 +161,9 @@ class Plan:
         evaluation = 2 * math.ceil(run['eval_iters'] / count) * micro_batch / 3
         seconds = step * self.steps + evaluation * self.evaluations
         mfu = self.gpt.flops_per_token() * self.step_tokens / step / count / peak
+        everything = ', training all weights' * (self.trained < self.parameters)
         return (f'{_duration(seconds)}: {1000 * step:,.1f} ms a step and {_duration(evaluation)} an evaluation, '
-                f'measured just now in {name}; {mfu:.0%} MFU of {peak / 1e12:.3g} TFLOP/s, measured too')
+                f'measured just now in {name}{everything}; {mfu:.0%} MFU of {peak / 1e12:.3g} TFLOP/s, measured too')
 
 
 def resident(held, program):

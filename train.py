@@ -19,6 +19,7 @@ from tqdm import tqdm
 import checkpoint
 import finetuning
 import loader
+import optimization
 import plan as planning
 import plot
 import run_folder
@@ -26,7 +27,6 @@ from configurator import configure, overrule
 from data.common import prepare_if_missing
 from errors import RESUMABLE, StopSignal, UserError, explained, print0, warn
 from model import GPT, GPTConfig
-from optimization import Guard, Health, find_learning_rate, learning_rate as rate_of, make_optimizer
 from runtime import (Process, compile_or_warn, default_device, hardware_name, leave, precision, seed_dropout,
                      set_up_math, set_up_process)
 
@@ -106,7 +106,7 @@ expected_mfu = 0.4                  # (0, 1] share of the data sheet's FLOP/s th
 
 
 def problems():  # between keys, on top of what their comments allow
-    for room in finetuning, planning, run_folder:
+    for room in finetuning, optimization, planning, run_folder:
         yield from room.problems(globals())
 
 
@@ -157,11 +157,11 @@ gpt.to(device).checkpointing = activation_checkpointing
 
 # ---- optimizer ----
 precision_name, autocast, scaler = precision(device, dtype, gpt.config.n_embd)
-optimizer = make_optimizer(gpt, config, device.type)
+optimizer = optimization.make_optimizer(gpt, config, device.type)
 finetuning.freeze(gpt, resumed.get('iter_num', 0), config)
 if resumed and not eval_only:
     checkpoint.restore_optimizer(optimizer, scaler, resumed, resumed_path)
-guard, health = Guard(process, optimizer, scaler, grad_clip), Health(gpt)
+guard, health = optimization.Guard(process, optimizer, scaler, grad_clip, resumed), optimization.Health(gpt)
 
 # ---- state of the run: what is saved and restored beside model, optimizer and scaler ----
 iter_num = resumed.get('iter_num', 0)                       # steps done
@@ -181,7 +181,7 @@ def save(*names):
              'model_args': asdict(gpt.config), 'lora': lora, 'config': config, 'tokenizer': meta['tokenizer'],
              'iter_num': iter_num, 'tokens_seen': tokens_seen, 'best_val_loss': best_val_loss, 'stale': stale,
              'elapsed': elapsed, 'record': record, 'scaler': scaler.state_dict(), 'seed': seed, 'run_id': run_id,
-             'job': checkpoint.JOB}
+             'job': checkpoint.JOB, 'moments': len(optimizer.state), **guard.unlogged()}
     try:
         run_folder.claim(out_dir)  # it may have been removed, and another run started in its place
         checkpoint.save(out_dir, state, names)
@@ -269,7 +269,7 @@ planning.print_summary({
     **planning.Plan(gpt, config, hardware, precision_name, len(train_data), iter_num).summary()})
 
 if find_lr:
-    find_learning_rate(lambda count, rate: train_step(iter_num + count, rate), guard, out_dir)
+    optimization.find_learning_rate(lambda count, rate: train_step(iter_num + count, rate), guard, out_dir)
     leave(0)
 
 # ---- training ----
@@ -292,7 +292,7 @@ while True:
         window.clear()
         eta = (max_iters - iter_num) * (seconds + evaluation_seconds / eval_interval)
         mfu = gpt.estimate_mfu(gradient_accumulation_steps * batch_size / world_size, seconds)
-        record |= {'lr': rate_of(iter_num - 1, config), 'ms_per_step': 1000 * seconds,
+        record |= {'lr': optimization.learning_rate(iter_num - 1, config), 'ms_per_step': 1000 * seconds,
                    'tokens_per_s': tokens_per_step / seconds, 'mfu': mfu, **health.figures()}
         print0(f'step {iter_num}: {run_folder.in_words(record)}, ETA {timedelta(seconds=round(eta))}')
     elapsed = time.perf_counter() - session_start
@@ -325,7 +325,7 @@ while True:
     step_start = time.perf_counter()
     if unfreeze and iter_num in unfreeze and finetuning.freeze(gpt, iter_num, config):
         model = process.averaging(gpt)
-    train_step(iter_num, rate_of(iter_num, config))
+    train_step(iter_num, optimization.learning_rate(iter_num, config))
     iter_num += 1
     tokens_seen += tokens_per_step
     stopping, refused = (count > 0 for count in process.total(stop.name is not None, unsaved is not None))

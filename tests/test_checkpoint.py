@@ -266,9 +266,9 @@ def test_state_of_another_model_is_refused(tmp_path):
                   {'state': dict.fromkeys(moments, {'step': torch.tensor(1.), 'exp_avg': small, 'exp_avg_sq': small})},
                   {'state': dict.fromkeys(moments, {'momentum_buffer': small})}, {'state': dict.fromkeys(moments)}):
         assert 'state in a.pt' in problem(checkpoint.restore_optimizer, optimizer, SCALER,
-                                          {'optimizer': other, 'config': {}}, 'a.pt')
-    for config, allowed in ({'trainable': 'head'}, some), ({'unfreeze': {0: 'head'}}, some), ({}, {'state': {}}):
-        checkpoint.restore_optimizer(optimizer, SCALER, {'optimizer': allowed, 'config': config}, 'a.pt')
+                                          {'optimizer': other}, 'a.pt')
+    for allowed, count in (some, 1), ({'state': {}}, 0):  # the others were frozen, or no step was finite
+        checkpoint.restore_optimizer(optimizer, SCALER, {'optimizer': allowed, 'moments': count}, 'a.pt')
 
 
 def test_a_checkpoint_stripped_of_its_optimizer_lacks_nothing_else(tmp_path):

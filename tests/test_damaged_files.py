@@ -125,9 +125,10 @@ UNUSABLE = [  # (who can't go on, from a checkpoint with valid digests and this 
     *(('ts', value, key) for key, value in (
         ('iter_num', -1), ('iter_num', '5'), ('iter_num', 1.0), ('best_val_loss', NAN), ('best_val_loss', 10**400),
         ('elapsed', None), ('tokens_seen', 1.5), ('record', {'x': torch.ones(2)}), ('record', [1]), ('run_id', 5),
+        ('clipped', -1), ('unlogged', 10**400), ('moments', 'x'),
         ('config', {'x': torch.ones(2)}), ('config', []), ('scaler', 5), ('job', 5), ('tokenizer', 'char'),
         ('tokenizer', {'kind': 'char', 'chars': 'abc'}), ('tokenizer', {'kind': 'char', 'chars': [1, 2]}))),
-    *(('t', value, key) for key, value in (('iter_num', 10**20), ('elapsed', NAN), ('elapsed', INF),
+    *(('t', value, key) for key, value in (('iter_num', 10**20), ('moments', 1), ('elapsed', NAN), ('elapsed', INF),
                                            ('elapsed', 10**400), ('record', {'loss': NAN})))]
 
 

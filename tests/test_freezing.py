@@ -1,10 +1,14 @@
 """Which parameters are trained: their names, the gradual schedule, and runs in which some are frozen."""
+import signal
+
 import pytest
 import torch
-from conftest import TINY, refused, run, succeeded, tiny_gpt, tiny_ids
+from conftest import TINY, refused, run, run_here, succeeded, tiny_gpt, tiny_ids
 from test_train import equal_states, metrics, state, train
 
 import finetuning
+from errors import RESUMABLE
+from optimization import Guard
 
 
 def freeze(gpt, trainable):
@@ -37,7 +41,8 @@ def test_parts_of_a_model_are_named(shape, head):
 
 
 WRONG_SPECS = [('last:0', 'the number must be from 1'), ('last:', 'the number must'), ('last:-1', 'the number must'),
-               ('last:two', 'the number must'), ('c_(attn', 'is not all, head, last:N or a regular expression')]
+               ('last:two', 'the number must'), ('c_(attn', 'is not all, head, last:N or a regular expression'),
+               ('h{99999999999}', 'is not all, head'), ('(' * 10 ** 4, 'is not all, head')]
 
 
 @pytest.mark.parametrize('spec, sentence', [*WRONG_SPECS, ('last:3', 'that of the layers, 2$'),
@@ -76,13 +81,16 @@ def test_unfreezing_follows_its_schedule():
     (dict(lora_rank=8, trainable='head'), ['lora_rank=8 trains nothing but the adapter']),
     (dict(lora_rank=8, unfreeze={1: 'all'}), ['lora_rank=8 trains nothing but the adapter']),
     (dict(lora_rank=8, lora_targets='c_attn,'), ["lora_targets='c_attn,' must name layers"]),
-    (dict(lora_targets=''), []),
-    *[(dict(unfreeze=wrong), ['must be like {1000: ']) for wrong in
+    (dict(lora_targets=''), []), (dict(lora_alpha=1e300), []),
+    (dict(lora_rank=8, lora_alpha=1e300), ['lora_alpha=1e+300 must be at most']),
+    (dict(init_from='a\0b'), ['init_from has a character']),
+    *[(dict(unfreeze=wrong), ['must be like {0: ']) for wrong in
       ({-1: 'all'}, {'1': 'all'}, {True: 'all'}, {1.5: 'all'}, {1: None}, [1], 'all')],
     *[(dict(trainable=spec), [sentence]) for spec, sentence in WRONG_SPECS],
     (dict(unfreeze={1: 'last:x', 2: '(', 3: '('}), ["trainable='last:x'", "trainable='('"])])
 def test_keys_that_do_not_fit_are_said(keys, sentences):
-    defaults = dict(lora_rank=0, lora_targets='c_attn', trainable='all', unfreeze=None, init_from='gpt2')
+    defaults = dict(lora_rank=0, lora_alpha=16.0, lora_targets='c_attn', trainable='all', unfreeze=None,
+                    init_from='gpt2')
     found = list(finetuning.problems(defaults | keys))
     assert len(found) == len(sentences) and all(map(str.__contains__, found, sentences))
 
@@ -108,6 +116,30 @@ def test_frozen_weights_stay_and_a_gradual_schedule_resumes_exactly(tmp_path, ch
     succeeded(train(tmp_path / 'to 3', char_data, init_from='resume', max_iters=6, **keys))
     assert equal_states(state(tmp_path / 'to 3' / 'last.pt'), states[6])
     assert metrics(tmp_path / 'to 3') == metrics(tmp_path / 'to 6')
+
+
+def test_a_frozen_run_goes_on_when_it_was_killed_in_the_first_step_that_trains_all(tmp_path, char_data, monkeypatch):
+    keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'init_from': 'auto', 'trainable': 'head'}
+    step = Guard.step
+
+    def stopped(guard, number, *rest):
+        step(guard, number, *rest)
+        if number == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Guard, 'step', stopped)
+    assert run_here('train.py', **keys).returncode == RESUMABLE
+    monkeypatch.setattr(Guard, 'step', killed)  # after the evaluation that was still due has saved the state
+    with pytest.raises(KeyboardInterrupt):
+        run_here('train.py', **keys | {'trainable': 'all', 'eval_interval': 3})
+    saved = state(tmp_path / 'out' / 'last.pt')
+    assert saved['config']['trainable'] == 'all' and len(saved['optimizer']['state']) == saved['moments'] == 2
+    monkeypatch.setattr(Guard, 'step', step)
+    succeeded(run_here('train.py', **keys | {'trainable': 'all'}))
+    assert state(tmp_path / 'out' / 'last.pt')['iter_num'] == 6
 
 
 def tiny_start(tmp_path, char_data):

@@ -1,4 +1,6 @@
 """train.py with LoRA, and from checkpoints of its own: what is trained, saved, resumed and sampled."""
+import shutil
+
 import pytest
 import torch
 from conftest import TINY, refused, run, run_here, succeeded
@@ -53,6 +55,17 @@ def test_an_adapter_learns(tmp_path, char_data, base):
     succeeded(train(tmp_path / 'out', char_data, init_from=base, **keys))
     first, last = (line['val_loss'] for line in metrics(tmp_path / 'out') if 'val_loss' in line)
     assert last < first - 0.02
+
+
+def test_a_lora_run_without_its_base_says_where_that_was(tmp_path, char_data, base):
+    moved = tmp_path / 'base'
+    shutil.copytree(base, moved)
+    succeeded(train(tmp_path / 'out', char_data, init_from=moved, **LORA))
+    moved.rename(tmp_path / 'elsewhere')
+    sentence = refused(run('train.py', **TINY | dict(dataset=char_data, out_dir=tmp_path / 'out', init_from='resume')))
+    assert f'is an adapter of {moved}, which is not there any more: put it back' in sentence
+    moved.symlink_to(tmp_path / 'elsewhere')
+    succeeded(train(tmp_path / 'out', char_data, init_from='resume'))
 
 
 def test_a_lora_run_resumes_exactly_without_its_flags(tmp_path, char_data, base, adapted):

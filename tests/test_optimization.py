@@ -259,6 +259,23 @@ def test_of_large_tensors_a_sample_stands_for_the_norms():
     assert figures['update_ratio'] == {'embedding': pytest.approx(1e-3 * gradient.norm().item() / norm, rel=0.05)}
 
 
+def test_the_share_of_clipped_steps_is_the_same_where_a_run_is_resumed_between_lines(tmp_path, char_data):
+    keys = TINY | {'dataset': char_data, 'log_interval': 5, 'max_iters': 10, 'eval_interval': 3, 'init_from': 'auto'}
+    succeeded(run_here('train.py', **keys, out_dir=tmp_path / 'unclipped'))
+    norms = sorted(line['grad_norm'] for line in metrics(tmp_path / 'unclipped') if 'grad_norm' in line)
+    keys['grad_clip'] = norms[1]  # some are clipped, and some are not
+    for name, ends in ('whole', [10]), ('parts', [3, 6, 10]):
+        for keys['max_iters'] in ends:
+            succeeded(run_here('train.py', **keys, out_dir=tmp_path / name))
+    lines = metrics(tmp_path / 'whole')
+    assert metrics(tmp_path / 'parts') == lines and any(0 < line.get('clipped', 0) < 1 for line in lines)
+
+
+def test_muon_wants_a_rate_to_be_in_proportion_to(tmp_path, char_data):
+    keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'learning_rate': 0.0, 'min_lr': 0.0}
+    assert "optimizer='muon' needs a learning_rate above 0" in refused(run_here('train.py', **keys, optimizer='muon'))
+
+
 def test_the_share_of_clipped_steps_is_of_those_since_the_last_line(tmp_path, char_data):
     keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'log_interval': 2}
     succeeded(run_here('train.py', **keys))

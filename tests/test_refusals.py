@@ -47,7 +47,7 @@ def test_openwebtext_is_never_fetched_unasked_and_its_absence_names_the_way_in(t
 
 def test_a_pretrained_model_that_does_not_fit_the_run_is_refused(tmp_path, char_data, gpt2_directory):
     keys = dict(dataset=char_data, init_from=gpt2_directory)
-    assert 'block_size=16: this model has 8 positions' in refused(train(tmp_path / 'out', **keys))
+    assert 'block_size=16: this model takes 1 to 8 positions' in refused(train(tmp_path / 'out', **keys))
     said = refused(train(tmp_path / 'out', **keys, block_size=4))
     assert 'tokens in its vocabulary, the model 12: they do not belong together' in said
 
@@ -104,7 +104,7 @@ def test_a_data_set_prepared_anew_with_other_characters_is_not_resumed_on(tmp_pa
     saved = torch.load(tmp_path / 'out' / 'last.pt', weights_only=True)
     saved['config']['dataset'] = str(data)
     torch.save(saved, tmp_path / 'out' / 'last.pt')
-    assert 'has been prepared with another vocabulary' in refused(train(tmp_path / 'out', **keys))
+    assert 'has another vocabulary than the model was trained with' in refused(train(tmp_path / 'out', **keys))
 
 
 @pytest.mark.parametrize('script, sentence', [
