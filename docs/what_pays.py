@@ -103,7 +103,7 @@ def batch(B, T):
         compare(f'a batch of {B} x {T}', 200, ours=lambda: data.batch(0, 'train', 1, 0, B, T, torch.device('cpu')))
 
 
-def health(batch_size, **shape):
+def health(repetitions, batch_size, **shape):
     gpt = model.GPT(model.GPTConfig(**shape))
     optimizer, watched = gpt.configure_optimizers(0.1, 1e-3, (0.9, 0.99), 'cpu'), Health(gpt)
     x = torch.randint(gpt.config.vocab_size, (batch_size, gpt.config.block_size))
@@ -119,7 +119,8 @@ def health(batch_size, **shape):
             pass
         watched.figures()
 
-    compare(f'health of {gpt.get_num_params() / 1e6:.1f}M parameters, {batch_size} x {gpt.config.block_size} tokens', 8,
+    millions = gpt.get_num_params() / 1e6
+    compare(f'health of {millions:.1f}M parameters, {batch_size} x {gpt.config.block_size} tokens', repetitions,
             figures=watch, step=step)
 
 
@@ -134,6 +135,6 @@ loss(4096, 50304, BF16), loss(4096, 50304, F32)
 one_row(1), one_row(10)
 one_position(1, 400)
 batch(12, 64), batch(64, 256)
-health(12, block_size=64, vocab_size=65, n_layer=4, n_head=4, n_embd=128)
-health(16, block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384)
-health(1)
+health(100, 12, block_size=64, vocab_size=65, n_layer=4, n_head=4, n_embd=128)
+health(8, 16, block_size=256, vocab_size=65, n_layer=6, n_head=6, n_embd=384)
+health(8, 1)
