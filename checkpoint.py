@@ -340,8 +340,11 @@ def restore_optimizer(optimizer, scaler, checkpoint, path):
     needed = [{'momentum_buffer': parameter.shape} if 'ns_steps' in group else  # Muon's
               {'step': torch.Size(), 'exp_avg': parameter.shape, 'exp_avg_sq': parameter.shape}
               for group in optimizer.param_groups for parameter in group['params']]
-    # What has been frozen until now has no moments: of how many parameters there are some is saved beside them.
-    fits = isinstance(state, dict) and len(state) == checkpoint.get('moments', len(needed)) and all(
+    # What has been frozen until now has no moments: of how many parameters there are some is saved beside them. Before
+    # that was so, the config alone told that something was frozen.
+    run = checkpoint.get('config', {})
+    frozen = 'moments' not in checkpoint and (run.get('trainable', 'all') != 'all' or run.get('unfreeze'))
+    fits = isinstance(state, dict) and (frozen or len(state) == checkpoint.get('moments', len(needed))) and all(
         isinstance(moments, dict) and {name: getattr(value, 'shape', None) for name, value in moments.items()}
         == dict(enumerate(needed)).get(i) for i, moments in state.items())
     if not fits:

@@ -113,7 +113,11 @@ def go_on(run, init_from, resumed, path):
         if lora:
             base = os.path.abspath(init_from) if os.path.exists(init_from) else init_from
             lora |= {'base': base, 'base_digest': None if run['plan'] else digest_of_base(gpt)}
+        trained_with = gpt.config.block_size
         gpt.crop_block_size(run['block_size'])
+        if run['block_size'] > trained_with:
+            warn(f"block_size={run['block_size']} is more than the {trained_with} tokens of {init_from}, which has no "
+                 'table of positions and so can grow')
         if lora:
             add_lora(gpt, *(lora[key] for key in LORA))
     return gpt, tokenizer, lora
@@ -374,7 +378,7 @@ def problems(run):
         return
     base = os.path.realpath(run['init_from'])
     folder = os.path.dirname(base) if base.endswith('.pt') else base
-    same = os.path.isdir(folder) and folder == os.path.realpath(run['out_dir'])
+    same = '\0' not in run['out_dir'] and os.path.isdir(folder) and folder == os.path.realpath(run['out_dir'])
     if same and run['init_from'] not in ('scratch', 'resume', 'auto') and not (
             run['eval_only'] or run['plan'] or run['find_lr']):
         yield (f"init_from={run['init_from']} is out_dir, whose run a new one would move aside: name another "

@@ -1,6 +1,6 @@
 """
 Ways of fine-tuning, side by side: a small net learns the Python of the standard library's own sources, and then a
-little Shakespeare in several ways, compared in two tables. About 15 minutes on two cores.
+little Shakespeare in several ways, compared in two tables. About 20 minutes on two cores.
 
     python docs/finetuning.py
 """

@@ -269,6 +269,10 @@ def test_state_of_another_model_is_refused(tmp_path):
                                           {'optimizer': other}, 'a.pt')
     for allowed, count in (some, 1), ({'state': {}}, 0):  # the others were frozen, or no step was finite
         checkpoint.restore_optimizer(optimizer, SCALER, {'optimizer': allowed, 'moments': count}, 'a.pt')
+    for config in {'trainable': 'head'}, {'unfreeze': {0: 'head'}}:
+        checkpoint.restore_optimizer(optimizer, SCALER, {'optimizer': some, 'config': config}, 'a.pt')
+        assert 'state in a.pt' in problem(checkpoint.restore_optimizer, optimizer, SCALER,
+                                          {'optimizer': some, 'config': config, 'moments': 2}, 'a.pt')
 
 
 def test_a_checkpoint_stripped_of_its_optimizer_lacks_nothing_else(tmp_path):

@@ -84,7 +84,7 @@ def test_a_gpt2_is_fine_tuned_sampled_and_evaluated(clone, gpt2):
 
 
 def test_an_adapter_of_a_gpt2_is_trained_sampled_and_merged(clone, gpt2):
-    few = f'--init_from={gpt2} --device=cpu --block_size=32 --eval_iters=2'
+    few = f'--init_from={gpt2} --device=cpu --block_size=32 --eval_iters=2 --always_save_checkpoint=True'
     tuned = succeeded(shell(clone, f'python train.py config/finetune_lora.py {few} --max_iters=5'))
     assert '256 of them trained' in tuned  # 8 x (8 + 24)
     text = '--num_samples=2 --max_new_tokens=9 --temperature=0 --start=Oh'

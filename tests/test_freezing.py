@@ -83,14 +83,14 @@ def test_unfreezing_follows_its_schedule():
     (dict(lora_rank=8, lora_targets='c_attn,'), ["lora_targets='c_attn,' must name layers"]),
     (dict(lora_targets=''), []), (dict(lora_alpha=1e300), []),
     (dict(lora_rank=8, lora_alpha=1e300), ['lora_alpha=1e+300 must be at most']),
-    (dict(init_from='a\0b'), ['init_from has a character']),
+    (dict(init_from='a\0b'), ['init_from has a character']), (dict(init_from='.', out_dir='a\0b'), []),
     *[(dict(unfreeze=wrong), ['must be like {0: ']) for wrong in
       ({-1: 'all'}, {'1': 'all'}, {True: 'all'}, {1.5: 'all'}, {1: None}, [1], 'all')],
     *[(dict(trainable=spec), [sentence]) for spec, sentence in WRONG_SPECS],
     (dict(unfreeze={1: 'last:x', 2: '(', 3: '('}), ["trainable='last:x'", "trainable='('"])])
 def test_keys_that_do_not_fit_are_said(keys, sentences):
     defaults = dict(lora_rank=0, lora_alpha=16.0, lora_targets='c_attn', trainable='all', unfreeze=None,
-                    init_from='gpt2')
+                    init_from='gpt2', out_dir='out')
     found = list(finetuning.problems(defaults | keys))
     assert len(found) == len(sentences) and all(map(str.__contains__, found, sentences))
 

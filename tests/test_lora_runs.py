@@ -34,6 +34,16 @@ def test_a_run_goes_on_from_the_weights_of_another_as_a_new_one(tmp_path, char_d
     assert state(out_dir / 'last.pt')['model_args']['n_layer'] == TINY['n_layer']  # the base's, not the flag's
 
 
+def test_a_context_without_a_table_of_positions_grows_and_says_so(tmp_path, char_data):
+    succeeded(train(tmp_path / 'base', char_data, max_iters=1, position='rope'))
+    for name, keys in ('all', {}), ('lora', LORA):
+        ended = run('train.py', **TINY | keys | {'dataset': char_data, 'out_dir': tmp_path / name, 'block_size': 24,
+                                                 'init_from': tmp_path / 'base', 'max_iters': 2})
+        assert ended.returncode == 0 and 'block_size=24 is more than the 16 tokens of' in ended.stderr
+        assert state(tmp_path / name / 'last.pt')['model_args']['block_size'] == 24
+        succeeded(train(tmp_path / name, char_data, init_from='resume', max_iters=3))
+
+
 def test_the_adapter_alone_is_trained_and_saved_and_peft_can_read_it(adapted, base):
     from safetensors import safe_open
     stdout, out_dir = adapted
