@@ -24,13 +24,23 @@ import torch
 
 import model as model_file
 from configurator import configure
-from errors import UserError, explained
-from generation import stream
-from loader import TokenFile, read_meta
 from model import GPT, GPTConfig
-from plan import Hardware, Plan, print_summary
-from runtime import (check_device, compile_or_warn, default_device, default_dtype, hardware_name, peak_memory,
-                     precision, set_up_math, synchronize)
+from plaingpt.inference.engine import stream
+from plaingpt.planning.plan import Hardware, Plan, print_summary
+from plaingpt.system.devices import (
+    check_device,
+    compile_or_warn,
+    default_device,
+    default_dtype,
+    hardware_name,
+    peak_memory,
+    precision,
+    set_up_math,
+    synchronize,
+)
+from plaingpt.system.messages import UserError, explained
+from plaingpt.text.data_sets import read_meta
+from plaingpt.text.token_files import TokenFile
 
 # ---- configuration ----
 # Work

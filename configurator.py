@@ -24,7 +24,7 @@ import sys
 import tokenize
 from types import SimpleNamespace
 
-from errors import end_with, warn
+from plaingpt.system.messages import end_with, warn
 
 
 def read_block(source, values):

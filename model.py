@@ -16,7 +16,6 @@ References:
 """
 import math
 import os
-import re
 from dataclasses import dataclass
 
 import torch
@@ -33,45 +32,6 @@ CHOICES = {'gelu': ('tanh', 'exact'), 'position': ('learned', 'rope', 'alibi', '
            'norm': ('layernorm', 'rmsnorm'), 'mlp': ('gelu', 'relu2', 'swiglu')}  # of fields of GPTConfig
 SIZES = ('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd', 'n_kv_head')
 LOGITS_AT_ONCE = 2 ** 26  # of a loss that is computed in parts
-
-# From the makers' data sheets: peak dense matrix FLOP/s in bfloat16 with float32 accumulation (float16 on T4 and V100,
-# which have no bfloat16), bytes of memory, and bytes/s between it and the chip. The first pattern found in the name
-# that the device gives itself counts.
-DEVICES = (
-    (r'\bGB200\b',         2500e12, 186e9, 8.0e12),
-    (r'\bB200\b',          2250e12, 180e9, 8.0e12),
-    (r'\bH200 NVL\b',       835e12, 141e9, 4.8e12),
-    (r'\bGH200.*144 ?G',     989e12, 144e9, 4.9e12),
-    (r'\bGH200\b',          989e12,  96e9, 4.0e12),
-    (r'\bH200\b',           989e12, 141e9, 4.8e12),
-    (r'\bH100 NVL\b',       835e12,  94e9, 3.9e12),
-    (r'\bH100 PCIe\b',      756e12,  80e9, 2.0e12),
-    (r'\bH100\b',           989e12,  80e9, 3.35e12),
-    (r'\bA100.*40 ?GB\b',   312e12,  40e9, 1.555e12),
-    (r'\bA100.*PCIe\b',     312e12,  80e9, 1.935e12),
-    (r'\bA100\b',           312e12,  80e9, 2.039e12),
-    (r'\bL40S\b',           362e12,  48e9, 864e9),
-    (r'\bL40\b',            181e12,  48e9, 864e9),
-    (r'\bL4\b',             121e12,  24e9, 300e9),
-    (r'\bA40\b',            150e12,  48e9, 696e9),
-    (r'\bA10G\b',            70e12,  24e9, 600e9),
-    (r'\bA10\b',            125e12,  24e9, 600e9),
-    (r'\bV100.*32 ?GB\b',   125e12,  32e9, 900e9),
-    (r'\bV100\b',           125e12,  16e9, 900e9),
-    (r'\bT4\b',              65e12,  16e9, 320e9),
-    (r'\bRTX 5090$',        209.5e12, 32e9, 1.792e12),  # $: the laptop cards carry the same number and a word more
-    (r'\bRTX 4090$',        165.2e12, 24e9, 1.008e12),
-    (r'\bRTX 3090$',         71e12,   24e9, 936e9),
-    (r'\bMI300X\b',        1307e12, 192e9, 5.3e12),
-    (r'\bMI250X\b',         191.5e12, 64e9, 1.6e12),   # of one of its two dies, which is what torch sees as a device
-)
-
-
-def data_sheet(device_name):
-    """[FLOP/s, bytes, bytes/s] of a device by its name, as in DEVICES, or None where the table has no such device."""
-    if 'MIG' in device_name.split():  # a slice of a card
-        return None
-    return next((figures for pattern, *figures in DEVICES if re.search(pattern, device_name, re.I)), None)
 
 
 @dataclass
@@ -164,7 +124,7 @@ def causal_attention(q, k, v, p, bias=None, grouped=False):
     if grouped:
         k, v = (heads.repeat_interleave(nh // k.size(1), dim=1) for heads in (k, v))
     # Written out, as many sequences at a time as have their weights in the cache. B = 16, nh = 6, T = 256, hs = 64 in
-    # bfloat16: 34 ms against 51, with dropout 38 against 147 (float32 78 against 124; docs/what_pays.py). Without it
+    # bfloat16: 34 ms against 51, with dropout 38 against 147 (float32 78 against 124; experiments/what_pays.py). Without it
     # torch's own is as fast at T = 1024 in bfloat16, at any T in float32, and keeps no T x T weights; and it rounds
     # scores less, for which it serves where nothing is learnt.
     later = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1) if bias is None else bias
@@ -353,7 +313,7 @@ class GPT(nn.Module):
         """Mean cross-entropy of x (N, C), of which only LOGITS_AT_ONCE exist at a time, here and on the way back.
 
         N = 4096, V = 50304, forward and backward on a CPU in bfloat16: 7.2 s, against 7.0 s and three times the memory
-        at once, and 19 s of F.linear_cross_entropy (torch 2.13), whose loss is off by 1% (docs/what_pays.py)."""
+        at once, and 19 s of F.linear_cross_entropy (torch 2.13), whose loss is off by 1% (experiments/what_pays.py)."""
         def part(x, targets):
             return F.cross_entropy(self.logits(x).float(), targets, ignore_index=-1, reduction='sum')
         rows = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
@@ -464,6 +424,7 @@ class GPT(nn.Module):
     def estimate_mfu(self, fwdbwd_per_iter, dt):
         """Model FLOPs utilisation ([2] appendix B): the share, 0 to 1, of its peak that this model's device reaches if
         it takes dt seconds for fwdbwd_per_iter sequences of block_size. None where the peak is unknown."""
+        from plaingpt.planning.data_sheets import data_sheet
         device = self.lm_head.weight.device
         figures = data_sheet(torch.cuda.get_device_name(device)) if device.type == 'cuda' else None
         return figures and self.flops_per_token() * self.config.block_size * fwdbwd_per_iter / dt / figures[0]
@@ -473,8 +434,8 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, **options):
         """Continues each row of idx, int64 (B, T), by max_new_tokens ids; returns int64 (B, T + new). The arguments are
-        those of generation.stream(), which itself is for rows of different lengths. Fewer are added only when every row
+        those of engine.stream(), which itself is for rows of different lengths. Fewer are added only when every row
         has met a stop token."""
-        from generation import stream  # only here: all else in this file stands alone
+        from plaingpt.inference.engine import stream
         new = stream(self, idx, max_new_tokens, temperature, top_k, **options)
         return torch.cat([idx.repeat_interleave(options.get('num_samples', 1), dim=0), *new], dim=1)

@@ -16,7 +16,7 @@ import sys
 import warnings
 from importlib.util import find_spec
 
-from errors import UserError, end_with, explained, warn
+from plaingpt.system.messages import UserError, end_with, explained, warn
 
 UNITS = {'steps': ('step', 1), 'tokens': ('tokens', 1), 'hours': ('elapsed', 3600)}  # of x: the key, and its divisor
 # Okabe and Ito 2008, Color Universal Design: the colour-blind tell these apart too

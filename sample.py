@@ -21,16 +21,22 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
-import checkpoint
-import finetuning
-import run_folder
 from configurator import configure
-from errors import UserError, complaints, explained, warn
-from generation import stream
-from loader import read_meta
-from runtime import (check_device, compile_or_warn, default_device, default_dtype, hardware_name, room_for_batch,
-                     set_up_math)
-from tokenizer import load_tokenizer
+from plaingpt.formats import peft_adapter
+from plaingpt.inference.engine import stream
+from plaingpt.system.devices import (
+    check_device,
+    compile_or_warn,
+    default_device,
+    default_dtype,
+    hardware_name,
+    room_for_batch,
+    set_up_math,
+)
+from plaingpt.system.messages import UserError, complaints, explained, warn
+from plaingpt.text.data_sets import read_meta
+from plaingpt.text.tokenizers import load_tokenizer
+from plaingpt.training import checkpoints, lora, run_folder, starting_weights
 
 # ---- configuration ----
 # Model
@@ -110,22 +116,22 @@ else:
 # ---- model and tokenizer ----
 device = check_device(device)
 set_up_math(seed, device)
-adapted = finetuning.load_adapter(adapter) if adapter else None
+adapted = peft_adapter.load_adapter(adapter) if adapter else None
 if adapted and 'init_from' not in given:
     init_from = adapted.lora['base']
     if not init_from:
         raise UserError(f'{adapter} does not name its base: give it with --init_from')
 with explained(ValueError, prefix=f'init_from={init_from}: '):
-    saved, path = checkpoint.load_to_sample(out_dir) if init_from == 'resume' else finetuning.find(init_from)
-    model = finetuning.build(saved, path)
+    saved, path = checkpoints.load_to_sample(out_dir) if init_from == 'resume' else starting_weights.find(init_from)
+    model = starting_weights.build(saved, path)
 about = saved.get('tokenizer') if saved else {'kind': 'gpt2'}
-finetuning.merge_adapter(model)  # of a LoRA run
+lora.merge_adapter(model)  # of a LoRA run
 if adapted:
-    finetuning.apply_adapter(model, adapted, path)
-    finetuning.merge_adapter(model)
+    lora.apply_adapter(model, adapted, path)
+    lora.merge_adapter(model)
     about = adapted.tokenizer or about
 if about is None:  # nanoGPT keeps the characters with the data only
-    data_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', checkpoint.data_set(saved, path))
+    data_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', checkpoints.data_set(saved, path))
     about = read_meta(data_dir)['tokenizer']
     warn(f"{path} names no tokenizer: taking the one of {data_dir}, kind {about['kind']!r}")
 if merge:
@@ -135,7 +141,7 @@ if merge:
     run_folder.enter(merge)
     with explained(OSError, ValueError, prefix='merge cannot be written: '):
         run_folder.set_aside(merge)
-        checkpoint.save(merge, state, ['ckpt'])
+        checkpoints.save(merge, state, ['ckpt'])
     print(f'{os.path.join(merge, "ckpt.pt")} is a plain model now. Try:\npython sample.py --out_dir={merge}')
     sys.exit(0)
 tokenizer = load_tokenizer(about)

@@ -16,19 +16,23 @@ from datetime import timedelta
 import torch
 from tqdm import tqdm
 
-import checkpoint
-import finetuning
-import loader
-import optimization
-import plan as planning
 import plot
-import run_folder
 from configurator import configure, overrule
-from data.common import prepare_if_missing
-from errors import RESUMABLE, StopSignal, UserError, explained, print0, warn
 from model import GPT, GPTConfig
-from runtime import (Process, compile_or_warn, default_device, hardware_name, leave, precision, seed_dropout,
-                     set_up_math, set_up_process)
+from plaingpt.formats import peft_adapter
+from plaingpt.planning import plan as plan_module
+from plaingpt.system.devices import compile_or_warn, default_device, hardware_name, precision, set_up_math
+from plaingpt.system.messages import UserError, explained, print0, warn
+from plaingpt.system.seeds import seed_dropout
+from plaingpt.system.signals import RESUMABLE, StopSignal
+from plaingpt.text import data_sets
+from plaingpt.text.publishing import prepare_if_missing
+from plaingpt.training import checkpoints, freezing, optimizers, rate_search, run_folder, starting_weights
+from plaingpt.training import guard as guard_module
+from plaingpt.training import health as health_module
+from plaingpt.training import lora as lora_module
+from plaingpt.training import metrics as metrics_module
+from plaingpt.training.processes import Process, leave, set_up_process
 
 # ---- configuration ----
 # Output
@@ -106,7 +110,7 @@ expected_mfu = 0.4                  # (0, 1] share of the data sheet's FLOP/s th
 
 
 def problems():  # between keys, on top of what their comments allow
-    for room in finetuning, optimization, planning, run_folder:
+    for room in starting_weights, optimizers, plan_module, run_folder:
         yield from room.problems(globals())
 
 
@@ -120,14 +124,14 @@ parts, units = process.share(gradient_accumulation_steps, batch_size)
 writing = rank == 0 and not (eval_only or plan or find_lr)
 
 # ---- what to continue ----
-if writing and checkpoint.present(out_dir):
+if writing and checkpoints.present(out_dir):
     run_folder.enter(out_dir)  # before it is read; no folder is made before all has been checked
-init_from, resumed, resumed_path = checkpoint.to_continue(out_dir, init_from, process.restarted())
+init_from, resumed, resumed_path = checkpoints.to_continue(out_dir, init_from, process.restarted())
 if resumed:
-    decided = finetuning.decided_by(resumed, resumed_path)
-    decided['dataset'] = checkpoint.data_set(resumed, resumed_path, dataset)
+    decided = starting_weights.decided_by(resumed, resumed_path)
+    decided['dataset'] = checkpoints.data_set(resumed, resumed_path, dataset)
     globals().update(overrule(config, given, decided))
-    print0(checkpoint.in_words(resumed, resumed_path, config, ('init_from', 'out_dir', *decided, *planning.KEYS)))
+    print0(checkpoints.in_words(resumed, resumed_path, config, ('init_from', 'out_dir', *decided, *plan_module.KEYS)))
 tokens_per_step = gradient_accumulation_steps * batch_size * block_size
 
 # ---- data ----
@@ -135,33 +139,33 @@ data_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', data
 for first in (rank == 0, process.local_rank == 0):  # one process, then one on each machine that does not see its disk
     if prepare and first and not plan and dataset != 'openwebtext':
         prepare_if_missing(data_dir)
-    if not process.agree(checkpoint.fingerprint(resumed)):  # the others wait here
+    if not process.agree(checkpoints.fingerprint(resumed)):  # the others wait here
         raise UserError(f'the processes find different states in {out_dir}, which must be on a disk that all share')
-meta, train_data, val_data = loader.open_data_set(data_dir, block_size, may_be_missing=plan)
+meta, train_data, val_data = data_sets.open_data_set(data_dir, block_size, may_be_missing=plan)
 
 # ---- model ----
-hardware = planning.Hardware.here(device, world_size)  # before there is a model in its memory
+hardware = plan_module.Hardware.here(device, world_size)  # before there is a model in its memory
 with torch.device('meta' if plan else 'cpu'), explained(ValueError):
     if init_from == 'scratch' and not lora_rank:
         shape = {field.name: config[field.name] for field in fields(GPTConfig) if field.name in config}
-        gpt, tokenizer, lora = GPT(GPTConfig(**shape, vocab_size=loader.rounded_vocab_size(meta))), None, None
+        gpt, tokenizer, lora = GPT(GPTConfig(**shape, vocab_size=data_sets.rounded_vocab_size(meta))), None, None
     else:
-        gpt, tokenizer, lora = finetuning.go_on(config, init_from, resumed, resumed_path)
+        gpt, tokenizer, lora = starting_weights.go_on(config, init_from, resumed, resumed_path)
         overrule(config, given, {key: value for key, value in asdict(gpt.config).items() if key in config})
 if train_data:
-    loader.check_fit(data_dir, meta, (train_data, val_data), gpt.config.vocab_size, tokenizer)
+    data_sets.check_fit(data_dir, meta, (train_data, val_data), gpt.config.vocab_size, tokenizer)
 if plan:
-    planning.print_plan(gpt, config, train_data and len(train_data), resumed.get('iter_num', 0))
+    plan_module.print_plan(gpt, config, train_data and len(train_data), resumed.get('iter_num', 0))
     leave(0)
 gpt.to(device).checkpointing = activation_checkpointing
 
 # ---- optimizer ----
 precision_name, autocast, scaler = precision(device, dtype, gpt.config.n_embd)
-optimizer = optimization.make_optimizer(gpt, config, device.type)
-finetuning.freeze(gpt, resumed.get('iter_num', 0), config)
+optimizer = optimizers.make_optimizer(gpt, config, device.type)
+freezing.freeze(gpt, resumed.get('iter_num', 0), config)
 if resumed and not eval_only:
-    checkpoint.restore_optimizer(optimizer, scaler, resumed, resumed_path)
-guard, health = optimization.Guard(process, optimizer, scaler, grad_clip, resumed), optimization.Health(gpt)
+    checkpoints.restore_optimizer(optimizer, scaler, resumed, resumed_path)
+guard, health = guard_module.Guard(process, optimizer, scaler, grad_clip, resumed), health_module.Health(gpt)
 
 # ---- state of the run: what is saved and restored beside model, optimizer and scaler ----
 iter_num = resumed.get('iter_num', 0)                       # steps done
@@ -177,26 +181,26 @@ stop = unsaved = resumed = None  # no signal, no failed save; and the checkpoint
 def save(*names):
     """Saves the state under these names. A full disk costs a warning, and the state only if it lasts to the end."""
     global unsaved
-    state = {'model': finetuning.adapter_state(gpt) if lora else gpt.state_dict(), 'optimizer': optimizer.state_dict(),
+    state = {'model': lora_module.adapter_state(gpt) if lora else gpt.state_dict(), 'optimizer': optimizer.state_dict(),
              'model_args': asdict(gpt.config), 'lora': lora, 'config': config, 'tokenizer': meta['tokenizer'],
              'iter_num': iter_num, 'tokens_seen': tokens_seen, 'best_val_loss': best_val_loss, 'stale': stale,
              'elapsed': elapsed, 'record': record, 'scaler': scaler.state_dict(), 'seed': seed, 'run_id': run_id,
-             'job': checkpoint.JOB, 'moments': len(optimizer.state), **guard.unlogged()}
+             'job': checkpoints.JOB, 'moments': len(optimizer.state), **guard.unlogged()}
     try:
         run_folder.claim(out_dir)  # it may have been removed, and another run started in its place
-        checkpoint.save(out_dir, state, names)
+        checkpoints.save(out_dir, state, names)
         if lora and 'ckpt' in names:
-            finetuning.save_adapter(os.path.join(out_dir, 'adapter'), gpt, lora['base'], lora['base_digest'],
+            peft_adapter.save_adapter(os.path.join(out_dir, 'adapter'), gpt, lora['base'], lora['base_digest'],
                                     meta['tokenizer'])
         unsaved = None
     except ValueError as error:
-        run_folder.give_up(metrics, iter_num, tokens_seen, f'{error} after step {iter_num}, so that state is not saved')
+        metrics_module.give_up(metrics, iter_num, tokens_seen, f'{error} after step {iter_num}, so that state is not saved')
     except OSError as error:
         unsaved = f'the state of step {iter_num} could not be saved in {out_dir} ({error})'
         warn(f'{unsaved}; training goes on, and the next save is tried as usual')
 
 
-continued = init_from == 'resume' or (config['init_from'] == 'auto' and not checkpoint.present(out_dir))
+continued = init_from == 'resume' or (config['init_from'] == 'auto' and not checkpoints.present(out_dir))
 metrics = writing and run_folder.begin(out_dir, iter_num - (record is not None) if continued else None, wandb_log and {
     'project': wandb_project, 'name': wandb_run_name, 'config': config, 'id': run_id})
 
@@ -263,13 +267,13 @@ if eval_only:
     leave(0)
 
 # ---- summary ----
-planning.print_summary({
+plan_module.print_summary({
     'machine': f'{world_size} x {hardware_name(device)}, {precision_name}, {"compiled" if compile else "eager"}',
     'data': f'{meta.get("source", dataset)}: {len(train_data):,} training and {len(val_data):,} validation tokens',
-    **planning.Plan(gpt, config, hardware, precision_name, len(train_data), iter_num).summary()})
+    **plan_module.Plan(gpt, config, hardware, precision_name, len(train_data), iter_num).summary()})
 
 if find_lr:
-    optimization.find_learning_rate(lambda count, rate: train_step(iter_num + count, rate), guard, out_dir)
+    rate_search.find_learning_rate(lambda count, rate: train_step(iter_num + count, rate), guard, out_dir)
     leave(0)
 
 # ---- training ----
@@ -286,15 +290,15 @@ while True:
         record, wrong = guard.look(logging)
         window[-1] += time.perf_counter() - look_start  # the device may still have been at work
         if wrong:
-            run_folder.give_up(metrics, wrong[0], tokens_seen - (iter_num - wrong[0]) * tokens_per_step, wrong[1])
+            metrics_module.give_up(metrics, wrong[0], tokens_seen - (iter_num - wrong[0]) * tokens_per_step, wrong[1])
     if logging:
         seconds = sum(window) / len(window)
         window.clear()
         eta = (max_iters - iter_num) * (seconds + evaluation_seconds / eval_interval)
         mfu = gpt.estimate_mfu(gradient_accumulation_steps * batch_size / world_size, seconds)
-        record |= {'lr': optimization.learning_rate(iter_num - 1, config), 'ms_per_step': 1000 * seconds,
+        record |= {'lr': optimizers.learning_rate(iter_num - 1, config), 'ms_per_step': 1000 * seconds,
                    'tokens_per_s': tokens_per_step / seconds, 'mfu': mfu, **health.figures()}
-        print0(f'step {iter_num}: {run_folder.in_words(record)}, ETA {timedelta(seconds=round(eta))}')
+        print0(f'step {iter_num}: {metrics_module.in_words(record)}, ETA {timedelta(seconds=round(eta))}')
     elapsed = time.perf_counter() - session_start
     if record is not None:  # None: the session before has dealt with this step
         if evaluating and not stopping:
@@ -312,7 +316,7 @@ while True:
             record |= {'train_loss': losses[0], 'val_loss': losses[1]}
             print0(f'step {iter_num}: train loss {losses[0]:.4f}, val loss {losses[1]:.4f}{", the best" * improved}')
             if not all(map(math.isfinite, losses)):
-                run_folder.give_up(metrics, iter_num, tokens_seen,
+                metrics_module.give_up(metrics, iter_num, tokens_seen,
                                    f'the losses are {losses} after step {iter_num}, so that state is not saved')
         if record and rank == 0:
             metrics.write({'step': iter_num, 'tokens': tokens_seen, **record, 'elapsed': elapsed})
@@ -323,9 +327,9 @@ while True:
         break
 
     step_start = time.perf_counter()
-    if unfreeze and iter_num in unfreeze and finetuning.freeze(gpt, iter_num, config):
+    if unfreeze and iter_num in unfreeze and freezing.freeze(gpt, iter_num, config):
         model = process.averaging(gpt)
-    train_step(iter_num, optimization.learning_rate(iter_num, config))
+    train_step(iter_num, optimizers.learning_rate(iter_num, config))
     iter_num += 1
     tokens_seen += tokens_per_step
     stopping, refused = (count > 0 for count in process.total(stop.name is not None, unsaved is not None))

@@ -47,8 +47,8 @@ def text():
 @pytest.fixture(scope='session')
 def char_data(tmp_path_factory, text):
     """The folder of a character data set made of text."""
-    from data.common import write_data_set
-    from tokenizer import CharTokenizer
+    from plaingpt.text.publishing import write_data_set
+    from plaingpt.text.tokenizers import CharTokenizer
     folder = tmp_path_factory.mktemp('char_data')
     tokenizer = CharTokenizer.from_text(text)
     ids = tokenizer.encode(text)
@@ -95,8 +95,8 @@ def _signals_stay_as_they_were():
 
 def run_here(script, *arguments, **keys):
     """The same within this process, which saves the seconds that importing torch takes."""
-    import run_folder
-    from errors import sentence_for
+    from plaingpt.system.messages import sentence_for
+    from plaingpt.training import run_folder
     stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding='utf-8', errors=errors, write_through=True)
                       for errors in ('strict', 'backslashreplace'))
     handlers = _handlers()
@@ -137,7 +137,7 @@ def succeeded(finished):
 
 def or_skip(get):
     """What get returns; skips where neither the internet nor a package index answers."""
-    from errors import UserError
+    from plaingpt.system.messages import UserError
     try:
         return get()
     except UserError as error:

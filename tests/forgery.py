@@ -15,9 +15,9 @@ import pytest
 import torch
 from conftest import TINY, refused, run_here, tiny_gpt, tiny_ids
 
-import checkpoint
-import loader
-from errors import UserError
+from plaingpt.system.messages import UserError
+from plaingpt.text import data_sets
+from plaingpt.training import checkpoints
 
 WEIGHT, MOMENT = 'data/0', 'data/17'  # the records of wte.weight and of its exp_avg, which have one shape
 WTE, NORM = ('model', 'transformer.wte.weight'), ('model', 'transformer.ln_f.weight')
@@ -81,18 +81,18 @@ def refusals(folder, content, scripts='ts', name='ckpt.pt', **keys):
 @pytest.fixture(scope='module', name='saved')
 def saved_checkpoints(tmp_path_factory, char_data):
     """{step: (bytes of the file, what is in it)} of three checkpoints of a run on char_data."""
-    folder, meta, files = tmp_path_factory.mktemp('saved'), loader.read_meta(str(char_data)), {}
+    folder, meta, files = tmp_path_factory.mktemp('saved'), data_sets.read_meta(str(char_data)), {}
     model = tiny_gpt(n_layer=1, n_embd=8, vocab_size=meta['vocab_size'])
     optimizer = model.configure_optimizers(0.1, 1e-2, (0.9, 0.95), 'cpu')
     for step in 1, 2, 3:
         ids = tiny_ids(2, 16, vocab_size=meta['vocab_size'], seed=step)
         model(ids, ids)[1].backward(), optimizer.step()
-        checkpoint.save(folder, {
+        checkpoints.save(folder, {
             'model': model.state_dict(), 'optimizer': optimizer.state_dict(), 'model_args': asdict(model.config),
             'iter_num': step, 'best_val_loss': 2.5 - step / 10, 'config': {'dataset': str(char_data), 'step': step},
             'scaler': {}, 'tokenizer': meta['tokenizer'], 'tokens_seen': 128 * step, 'elapsed': 1.5, 'record': None,
             'run_id': 'abcd', 'job': None}, ['last'])
-        files[step] = (folder / 'last.pt').read_bytes(), copy.deepcopy(checkpoint.load(str(folder / 'last.pt')))
+        files[step] = (folder / 'last.pt').read_bytes(), copy.deepcopy(checkpoints.load(str(folder / 'last.pt')))
     for name, tensor in (WEIGHT, files[3][1]['model'][WTE[1]]), (MOMENT, optimizer.state_dict()['state'][0]['exp_avg']):
         assert unzip(files[3][0])[f'archive/{name}'] == tensor.numpy().tobytes()
     return files
@@ -100,7 +100,7 @@ def saved_checkpoints(tmp_path_factory, char_data):
 
 def same(loaded, original):
     """Whether two checkpoints are equal bit for bit."""
-    return loaded.keys() == original.keys() and checkpoint.digest(loaded) == checkpoint.digest(original)
+    return loaded.keys() == original.keys() and checkpoints.digest(loaded) == checkpoints.digest(original)
 
 
 def saved_by_torch(value, **options):
@@ -119,10 +119,10 @@ def forge(*keys, value, nanogpt=False):
         if value is GONE:
             del tree[keys[-1]]
         if nanogpt:
-            root = {key: root[key] for key in (*checkpoint.VERIFIED, 'model_args', 'iter_num', 'config')}
-        elif keys[0] in checkpoint.VERIFIED:
+            root = {key: root[key] for key in (*checkpoints.VERIFIED, 'model_args', 'iter_num', 'config')}
+        elif keys[0] in checkpoints.VERIFIED:
             with contextlib.suppress(Exception):  # not of what has no bytes
-                root['digest'] = {part: checkpoint.digest(root[part]) for part in checkpoint.VERIFIED if part in root}
+                root['digest'] = {part: checkpoints.digest(root[part]) for part in checkpoints.VERIFIED if part in root}
         return saved_by_torch(root)
     return make
 

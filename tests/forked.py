@@ -19,13 +19,12 @@ sys.path.insert(0, ROOT)
 
 import torch._dynamo  # noqa: E402, F401  # which an optimizer takes most of a second to import
 
-import checkpoint  # noqa: E402
-import loader  # noqa: E402, F401
 import model  # noqa: E402, F401
+from plaingpt.training import checkpoints
 
 
 def kill_in_save(save, at):
-    saves, operations, original = [], [], checkpoint.save
+    saves, operations, original = [], [], checkpoints.save
 
     def tick(last=False):
         operations.append(1)
@@ -51,8 +50,8 @@ def kill_in_save(save, at):
 
     for name in 'fsync', 'replace', 'link', 'remove':
         setattr(os, name, counted(getattr(os, name)))
-    checkpoint.open = lambda path, mode: (tick(), File(path, mode))[1]
-    checkpoint.save = counted_save
+    checkpoints.open = lambda path, mode: (tick(), File(path, mode))[1]
+    checkpoints.save = counted_save
 
 
 def obey(order):

@@ -4,7 +4,7 @@ import json
 import pytest
 from conftest import TINY, refused, run, run_here, succeeded
 
-from tokenizer import GPT2Tokenizer
+from plaingpt.text.tokenizers import GPT2Tokenizer
 
 KEYS = {key: TINY[key] for key in ('n_layer', 'n_head', 'n_embd', 'block_size', 'batch_size', 'device')} | {
     'vocab_size': 50, 'num_steps': 4, 'warmup_steps': 1}

@@ -181,8 +181,8 @@ def test_all_problems_are_reported_at_once_a_line_each(report):
 
 
 def test_other_ranks_leave_the_report_to_the_first(script, capsys, monkeypatch):
-    monkeypatch.setattr('errors.LOCAL_RANK', 1)
-    monkeypatch.setattr('errors.time.sleep', sys.exit)  # torchrun ends them meanwhile
+    monkeypatch.setattr('plaingpt.system.messages.LOCAL_RANK', 1)
+    monkeypatch.setattr('plaingpt.system.messages.time.sleep', sys.exit)  # torchrun ends them meanwhile
     with pytest.raises(SystemExit):
         script('--nothing=1')
     assert capsys.readouterr() == ('', '')
@@ -241,7 +241,7 @@ CONFIGS = {
 
 def test_every_file_in_config_has_the_values_of_the_reference(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('plan.check_device', lambda device: None)  # as if all of them were here
+    monkeypatch.setattr('plaingpt.planning.plan.check_device', lambda device: None)  # as if all of them were here
     assert {path.name for path in (ROOT / 'config').glob('*.py')} == {line.split()[0] for line in CONFIGS}
     for line, expected in CONFIGS.items():
         config, _ = configure(namespace_of('train.py'), f'config/{line}'.split())

@@ -83,7 +83,7 @@ def test_a_mistake_on_the_command_line_is_said_once(tmp_path):
 
 def test_what_only_one_rank_meets_is_said_by_that_rank(tmp_path, char_data):
     script = tmp_path / 'script.py'
-    script.write_text(f'import sys, time\nsys.path.insert(0, {str(ROOT)!r})\nfrom errors import RANK, UserError\n'
+    script.write_text(f'import sys, time\nsys.path.insert(0, {str(ROOT)!r})\nfrom plaingpt.system.messages import RANK, UserError\n'
                       'if RANK == 1:\n    raise UserError("only here")\ntime.sleep(60)\n')
     ended = run(script, launcher=STANDALONE)
     assert ended.stderr.count('error: only here\n') == 1 and 'raise UserError' not in ended.stderr

@@ -23,15 +23,28 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, run_here
-from forgery import (  # the last line: fixtures
-    GONE, WEIGHT, WTE, flip, forge, frugal, one_sentence, problem, refusals, rezip, saved_by_torch, unzip,
-    ends_in_time, saved_checkpoints)  # noqa: F401
+from forgery import (  # noqa: F401
+    GONE,
+    WEIGHT,
+    WTE,
+    ends_in_time,
+    flip,
+    forge,
+    frugal,
+    one_sentence,
+    problem,
+    refusals,
+    rezip,
+    saved_by_torch,
+    saved_checkpoints,
+    unzip,
+)
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import checkpoint
-import loader
-from errors import UserError
+from plaingpt.system.messages import UserError
+from plaingpt.text import data_sets, token_files
+from plaingpt.training import checkpoints
 
 pytestmark = pytest.mark.skipif(os.name != 'posix', reason='pipes and alarms, which POSIX systems have')
 
@@ -103,10 +116,10 @@ def test_a_checkpoint_of_a_strange_form_is_refused_and_gets_no_memory(tmp_path, 
         warnings.simplefilter('ignore')
         (path := tmp_path / 'ckpt.pt').write_bytes(STRANGE[name](saved[3][0]))
         with frugal():
-            sentence = problem(checkpoint.load, str(path))
+            sentence = problem(checkpoints.load, str(path))
         assert sentence.startswith(f'{path} ')
-        assert sentence == problem(checkpoint.load_to_resume, str(tmp_path))
-        assert sentence == problem(checkpoint.load_to_sample, str(tmp_path))
+        assert sentence == problem(checkpoints.load_to_resume, str(tmp_path))
+        assert sentence == problem(checkpoints.load_to_sample, str(tmp_path))
 
 
 @pytest.mark.parametrize('name', ['ckpt.pt', 'last.pt'])
@@ -172,7 +185,7 @@ def test_a_gpt2_directory_runs_no_code_and_is_refused_where_broken(tmp_path, mon
     folder.mkdir()
     for file, content in files.items():
         (folder / file).write_bytes(content)
-    monkeypatch.setattr('tokenizer._gpt2_encoding', lambda: types.SimpleNamespace(n_vocab=64, eot_token=0, encode=(
+    monkeypatch.setattr('plaingpt.text.tokenizers._gpt2_encoding', lambda: types.SimpleNamespace(n_vocab=64, eot_token=0, encode=(
         lambda text, **_: [1]), decode_bytes=str, decode=str))
     keys = dict(TINY, max_iters=0, dataset=char_data, init_from=folder, out_dir=tmp_path / 'out')
     for script in dict(init_from=folder, num_samples=1, max_new_tokens=2, device='cpu'), keys:
@@ -256,7 +269,8 @@ def test_a_bad_data_set_is_refused_by_its_name(tmp_path, monkeypatch, char_data,
         return open(path, *arguments, **keys)
 
     if not changes:
-        monkeypatch.setattr(loader, 'open', guarded, raising=False)
+        for module in data_sets, token_files:
+            monkeypatch.setattr(module, 'open', guarded, raising=False)
     sentence = one_sentence(run_here('train.py', **TINY, dataset=folder, out_dir=tmp_path / 'out'))
     assert str(folder / named) in sentence and os.listdir(tmp_path) == ['data']
 
@@ -264,7 +278,7 @@ def test_a_bad_data_set_is_refused_by_its_name(tmp_path, monkeypatch, char_data,
 @pytest.mark.parametrize('left', [0, 1, 33, 34, 1000])
 def test_a_file_cut_short_while_it_is_open_is_refused(tmp_path, left):
     np.arange(5000).astype('<u2').tofile(path := tmp_path / TRAIN)
-    data = loader.TokenFile(str(path), vocab_size=5000, block_size=16)
+    data = token_files.TokenFile(str(path), vocab_size=5000, block_size=16)
     os.truncate(path, left)
     for call, *arguments in (data.check_ids, 5000), (data.batch, 1, 'train', 0, 0, 99, 16, torch.device('cpu')):
         assert problem(call, *arguments).startswith(f'{path} ends before token ')
@@ -273,7 +287,7 @@ def test_a_file_cut_short_while_it_is_open_is_refused(tmp_path, left):
 def test_a_pickle_of_a_few_bytes_gets_no_memory(tmp_path):
     (tmp_path / PKL).write_bytes(b'\x80\x02K\x01r' + struct.pack('<I', 2**24) + b'.')  # a far place in its memo
     with frugal():
-        assert str(tmp_path / PKL) in problem(loader.read_meta, str(tmp_path))
+        assert str(tmp_path / PKL) in problem(data_sets.read_meta, str(tmp_path))
 
 
 # ---- 3. any bytes ----
@@ -282,10 +296,10 @@ QUIET = dict(deadline=None, derandomize=True, database=None, suppress_health_che
 
 
 @st.composite
-def token_files(draw):
+def some_token_files(draw):
     """(bytes, dtype, vocab_size, block_size) of a file: any bytes, or tokens, of which one may be spoiled."""
-    dtype, vocab_size = draw(st.sampled_from(sorted(loader.DTYPES))), draw(st.integers(1, 70_000))
-    kind, block_size = loader.DTYPES[dtype], draw(st.integers(1, 64))
+    dtype, vocab_size = draw(st.sampled_from(sorted(token_files.DTYPES))), draw(st.integers(1, 70_000))
+    kind, block_size = token_files.DTYPES[dtype], draw(st.integers(1, 64))
     if draw(st.integers(0, 2)) == 0:
         return (draw(st.binary(max_size=99)) * draw(st.integers(0, 41)))[:4096], dtype, vocab_size, block_size
     random, top = np.random.default_rng(draw(st.integers(0, 2**32))), np.iinfo(kind).max
@@ -296,15 +310,15 @@ def token_files(draw):
 
 
 @settings(max_examples=1000, **QUIET)
-@given(file=token_files(), batch_size=st.integers(1, 9), check=st.booleans(), step=st.integers(0, 9))
+@given(file=some_token_files(), batch_size=st.integers(1, 9), check=st.booleans(), step=st.integers(0, 9))
 def test_any_bytes_are_refused_or_read_as_numpy_reads_them(tmp_path_factory, file, batch_size, check, step):
     content, dtype, vocab_size, block_size = file
     (path := tmp_path_factory.getbasetemp() / 'any.bin').write_bytes(content)
-    width = loader.DTYPES[dtype].itemsize
-    ids = np.frombuffer(content[:len(content) // width * width], loader.DTYPES[dtype]).astype(np.int64)
+    width = token_files.DTYPES[dtype].itemsize
+    ids = np.frombuffer(content[:len(content) // width * width], token_files.DTYPES[dtype]).astype(np.int64)
     whole = len(content) == len(ids) * width and len(ids) > block_size
     try:
-        data = loader.TokenFile(str(path), dtype, vocab_size, block_size)
+        data = token_files.TokenFile(str(path), dtype, vocab_size, block_size)
         assert whole and len(data) == len(ids)
         if check:
             data.check_ids(vocab_size)
@@ -335,10 +349,10 @@ def test_any_meta_json_is_refused_or_of_the_right_types(tmp_path_factory, meta):
     (folder := tmp_path_factory.getbasetemp() / 'any').mkdir(exist_ok=True)
     (folder / META).write_text(json.dumps(meta), encoding='utf-8')
     try:
-        read = loader.read_meta(str(folder))
+        read = data_sets.read_meta(str(folder))
     except UserError as error:
         assert str(folder / META) in str(error) and '\n' not in str(error) and meta != GOOD
         return
-    assert read['dtype'] in loader.DTYPES and type(read['vocab_size']) is int and read['vocab_size'] >= 1
+    assert read['dtype'] in token_files.DTYPES and type(read['vocab_size']) is int and read['vocab_size'] >= 1
     assert isinstance(read['tokenizer'], dict) and isinstance(read['tokens'], dict)
     assert all(type(count) is int and count >= 0 for count in read['tokens'].values())

@@ -6,7 +6,8 @@ import torch
 from conftest import TINY_GPT, tiny_gpt, tiny_ids
 from torch.nn import functional as F
 
-from model import DEVICES, GPT, GPTConfig, causal_attention, data_sheet, dropout
+from model import GPT, GPTConfig, causal_attention, dropout
+from plaingpt.planning.data_sheets import DEVICES, data_sheet
 
 # ---- equal to GPT-2 ----
 
@@ -308,7 +309,7 @@ def test_mfu_is_palms_formula_over_the_peak(monkeypatch):
     assert model.flops_per_token() == 6 * model.get_num_params() + 12 * 2 * 16 * 16
     assert model.estimate_mfu(8, 0.1) is None  # a CPU, whose peak no table has
     flops = model.flops_per_token() * 16 * 8 / 0.1
-    monkeypatch.setattr('model.data_sheet', lambda name: (4 * flops, 1, 1))
+    monkeypatch.setattr('plaingpt.planning.data_sheets.data_sheet', lambda name: (4 * flops, 1, 1))
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'a card')
     monkeypatch.setattr(torch.Tensor, 'device', property(lambda tensor: torch.device('cuda')))
     assert model.estimate_mfu(8, 0.1) == pytest.approx(0.25)

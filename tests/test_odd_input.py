@@ -33,11 +33,11 @@ def models(tmp_path_factory):
     made = {}
     def model(kind):
         if kind not in made:
-            import checkpoint
-            from tokenizer import GPT2Tokenizer
+            from plaingpt.text.tokenizers import GPT2Tokenizer
+            from plaingpt.training import checkpoints
             size = 50304 if kind == 'gpt2' and or_skip(GPT2Tokenizer) else 30
             gpt, made[kind] = tiny_gpt(vocab_size=size, block_size=8, n_layer=1), tmp_path_factory.mktemp(kind)
-            checkpoint.save(str(made[kind]), {
+            checkpoints.save(str(made[kind]), {
                 'model': gpt.state_dict(), 'optimizer': {}, 'model_args': asdict(gpt.config), 'iter_num': 7,
                 'config': {}, 'tokenizer': {'kind': kind, 'chars': list(CHARS)}}, ['ckpt'])
         return made[kind]
@@ -164,7 +164,8 @@ def test_a_setting_that_cannot_be_is_refused_by_name(sample, key, value):
 DRIVER = '''import os, runpy, sys
 root, *cases = sys.argv[1:]
 sys.path[0] = root
-import checkpoint, loader, model, tokenizer
+import model
+from plaingpt.training import checkpoints
 for case in cases:
     if not os.fork():
         sys.argv[:] = case.split(chr(30))

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, refused, run, run_here, succeeded
 
 import plot
-from errors import UserError
+from plaingpt.system.messages import UserError
 
 RECORDS = [{'step': 0, 'tokens': 0, 'train_loss': 4.2, 'val_loss': 4.3, 'elapsed': 0.5},
            {'step': 1, 'tokens': 100, 'loss': 4.1, 'lr': 1e-4, 'mfu': None, 'elapsed': 36.0},

@@ -92,8 +92,8 @@ def test_tokens_beyond_the_vocabulary_are_found_in_training(tmp_path, char_data)
 
 
 def test_a_data_set_prepared_anew_with_other_characters_is_not_resumed_on(tmp_path, char_data, text):
-    from data.common import write_data_set
-    from tokenizer import CharTokenizer
+    from plaingpt.text.publishing import write_data_set
+    from plaingpt.text.tokenizers import CharTokenizer
     succeeded(train(tmp_path / 'out', dataset=char_data))
     data = tmp_path / 'data'
     shutil.copytree(char_data, data)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import ROOT, refused, run, run_here, succeeded
 
-import checkpoint
-import finetuning
-import generation
 from model import GPT, GPTConfig
+from plaingpt.formats import peft_adapter
+from plaingpt.inference import engine, window
+from plaingpt.training import checkpoints, lora, starting_weights
 
 CHARS = list('\n abcdefgh')
 
@@ -25,7 +25,7 @@ def out_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp('sample') / 'out'
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=8, vocab_size=30, n_layer=1, n_head=1, n_embd=8))
-    checkpoint.save(str(folder), {'model': model.state_dict(), 'optimizer': {}, 'model_args': asdict(model.config),
+    checkpoints.save(str(folder), {'model': model.state_dict(), 'optimizer': {}, 'model_args': asdict(model.config),
                                   'iter_num': 7, 'best_val_loss': 1.0, 'config': {'dataset': 'gone'},
                                   'tokenizer': {'kind': 'char', 'chars': CHARS}}, ['last', 'ckpt'])
     return folder
@@ -90,7 +90,7 @@ def test_a_completion_ends_before_the_text_to_stop_at(out_dir, tmp_path, monkeyp
 def test_generation_ends_when_all_completions_do(out_dir, monkeypatch):
     texts, steps = [text[1:] for text in samples(out_dir)], []
     stop = min(set.intersection(*map(set, texts)))
-    monkeypatch.setattr(generation.Window, 'append', lambda window, chosen, append=generation.Window.append:
+    monkeypatch.setattr(window.Window, 'append', lambda window, chosen, append=window.Window.append:
                         steps.append(1) or append(window, chosen))
     assert samples(out_dir, stop=stop) == ['\n' + text.partition(stop)[0] for text in texts]
     assert len(steps) == max(text.index(stop) for text in texts) < 39
@@ -106,8 +106,8 @@ def test_the_text_does_not_depend_on_what_is_computed_at_once(out_dir, tmp_path,
         return samples(out_dir, start='ab'), output.read_text(encoding='utf-8')
 
     expected = texts()
-    monkeypatch.setattr('runtime.room_for_batch', lambda device: room)
-    monkeypatch.setattr('generation.stream', lambda *arguments, stream=generation.stream, **keys:
+    monkeypatch.setattr('plaingpt.system.devices.room_for_batch', lambda device: room)
+    monkeypatch.setattr('plaingpt.inference.engine.stream', lambda *arguments, stream=engine.stream, **keys:
                         batches.append(1) or stream(*arguments, **keys))
     assert texts() == expected and len(batches) == alone + together
     assert len({text for line in expected[1].splitlines() for text in json.loads(line)['completions']}) == 9
@@ -243,11 +243,11 @@ def test_without_learned_positions_it_may_see_more_than_it_was_trained_with(rope
     (dict(context_size=30), 30 * 336 + 600), (dict(context_size=50), 41 * 336 + 600)])
 def test_what_is_computed_at_once_fits_the_memory(rope_dir, monkeypatch, keys, bytes_a_row):
     rows = []
-    monkeypatch.setattr('generation.stream', lambda *arguments, stream=generation.stream, **keys:
+    monkeypatch.setattr('plaingpt.inference.engine.stream', lambda *arguments, stream=engine.stream, **keys:
                         rows.append(keys['num_samples']) or stream(*arguments, **keys))
     for room, expected in (bytes_a_row * 3 - 1, [2, 1]), (bytes_a_row * 3, [3]):
         rows.clear()
-        monkeypatch.setattr('runtime.room_for_batch', lambda device, room=room: room)
+        monkeypatch.setattr('plaingpt.system.devices.room_for_batch', lambda device, room=room: room)
         samples(rope_dir, **keys)
         assert rows == expected
 
@@ -263,7 +263,7 @@ def random_gpt(**shape):
 
 
 def save_run(folder, gpt, **entries):
-    checkpoint.save(str(folder), {
+    checkpoints.save(str(folder), {
         'model': gpt.state_dict(), 'optimizer': {}, 'model_args': asdict(gpt.config), 'iter_num': 7,
         'best_val_loss': 1.0, 'config': {'dataset': 'gone'}, 'tokenizer': {'kind': 'char', 'chars': CHARS}, **entries},
         ['ckpt'])
@@ -284,10 +284,10 @@ def save_gpt2(folder):
 def adapted(base):
     """(the GPT in base with an adapter whose B is not 0, the digest without it)."""
     torch.manual_seed(0)
-    gpt, _ = finetuning.open_base(str(base))
-    digest = finetuning.digest_of_base(gpt)
-    finetuning.add_lora(gpt, 2, 20, 0.1, 'c_attn,c_proj')
-    for name, tensor in finetuning.adapter_state(gpt).items():
+    gpt, _ = starting_weights.open_base(str(base))
+    digest = lora.digest_of_base(gpt)
+    lora.add_lora(gpt, 2, 20, 0.1, 'c_attn,c_proj')
+    for name, tensor in lora.adapter_state(gpt).items():
         if 'lora_B' in name:
             torch.nn.init.normal_(tensor, generator=torch.Generator().manual_seed(1))
     return gpt, digest
@@ -298,7 +298,7 @@ def adapter(request, tmp_path):
     """(folder of an adapter, that of its base)."""
     base = save_run(tmp_path / 'base', random_gpt()) if request.param == 'run' else save_gpt2(tmp_path / 'base')
     gpt, digest = adapted(base)
-    finetuning.save_adapter(tmp_path / 'adapter', gpt, str(base), digest, {'kind': 'char', 'chars': CHARS})
+    peft_adapter.save_adapter(tmp_path / 'adapter', gpt, str(base), digest, {'kind': 'char', 'chars': CHARS})
     return tmp_path / 'adapter', base
 
 
@@ -306,7 +306,7 @@ def test_an_adapter_writes_the_text_of_the_model_it_is_merged_into(adapter, tmp_
     folder, base = adapter
     keys = dict(temperature=0, num_samples=1, start='abc', dtype='float32', repetition_penalty=3)
     found = samples(tmp_path, adapter=folder, **keys)
-    (gpt, _), (plain, _) = adapted(base), finetuning.open_base(str(base))
+    (gpt, _), (plain, _) = adapted(base), starting_weights.open_base(str(base))
     expected, other = (''.join(CHARS[i] for i in model.eval().generate(
         torch.tensor([[CHARS.index(char) for char in 'abc']]), 40, temperature=0, vocab_size=len(CHARS),
         repetition_penalty=3)[0]) for model in (gpt, plain))
@@ -351,12 +351,12 @@ def lora_run(tmp_path):
     """(folder of a LoRA run, as train.py will leave it, and of its base; a function that saves it with changes)."""
     base = save_run(tmp_path / 'base', random_gpt())
     gpt, digest = adapted(base)
-    lora = {'rank': 2, 'alpha': 20, 'dropout': 0.1, 'targets': 'c_attn,c_proj', 'base': str(base),
+    settings = {'rank': 2, 'alpha': 20, 'dropout': 0.1, 'targets': 'c_attn,c_proj', 'base': str(base),
             'base_digest': digest}
-    finetuning.save_adapter(tmp_path / 'adapter', gpt, str(base), digest)
+    peft_adapter.save_adapter(tmp_path / 'adapter', gpt, str(base), digest)
 
-    def save(lora=lora, args=(), **changes):
-        return save_run(tmp_path / 'run', gpt, model=finetuning.adapter_state(gpt), lora=lora | changes,
+    def save(settings=settings, args=(), **changes):
+        return save_run(tmp_path / 'run', gpt, model=lora.adapter_state(gpt), lora=settings | changes,
                         model_args=asdict(gpt.config) | dict(args))
     return save(), base, save
 

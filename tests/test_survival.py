@@ -20,9 +20,8 @@ from test_distributed import STANDALONE as TWO_RANKS
 from test_distributed import same_curve
 from test_train import metrics
 
-import checkpoint
-import run_folder
-from errors import RESUMABLE
+from plaingpt.system.signals import RESUMABLE
+from plaingpt.training import checkpoints, run_folder
 
 STEPS = 300
 NET = {**TINY, 'n_embd': 64, 'block_size': 32, 'dropout': 0.2, 'max_iters': STEPS, 'lr_decay_iters': STEPS,
@@ -77,7 +76,7 @@ def one_state(out_dir):
     run_folder.claim(str(out_dir))
     assert not [name for name in os.listdir(out_dir) if 'tmp' in name]
     run_folder._claims.clear()
-    return checkpoint.load_to_resume(str(out_dir))[0]['iter_num']
+    return checkpoints.load_to_resume(str(out_dir))[0]['iter_num']
 
 
 # ---- kills ----
@@ -115,8 +114,8 @@ def test_a_run_killed_anywhere_ends_as_an_undisturbed_one(forked, tmp_path, char
 SAVE_ONCE = """
 import sys
 import torch
-import checkpoint
-checkpoint.save(sys.argv[1], torch.load(sys.argv[2], weights_only=True), ['last', 'ckpt'])
+from plaingpt.training import checkpoints
+checkpoints.save(sys.argv[1], torch.load(sys.argv[2], weights_only=True), ['last', 'ckpt'])
 """
 
 
@@ -143,7 +142,7 @@ def test_the_best_model_is_in_place_before_the_state_that_knows_of_it(tmp_path, 
 def test_the_best_loss_is_that_of_a_model_on_the_disk(tmp_path, char_data, monkeypatch):
     keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'eval_interval': 1, 'max_iters': 3,
                    'always_save_checkpoint': False}
-    save, saves = checkpoint.save, []
+    save, saves = checkpoints.save, []
 
     def fail_once(folder, state, names):
         saves.append(state['iter_num'])
@@ -151,7 +150,7 @@ def test_the_best_loss_is_that_of_a_model_on_the_disk(tmp_path, char_data, monke
             raise OSError(errno.ENOSPC, 'No space left on device')
         save(folder, state, names)
 
-    monkeypatch.setattr(checkpoint, 'save', fail_once)
+    monkeypatch.setattr(checkpoints, 'save', fail_once)
     stdout = succeeded(run_here('train.py', **keys))
     saved = torch.load(tmp_path / 'out' / 'ckpt.pt', weights_only=True)
     losses = {line['step']: line['val_loss'] for line in metrics(tmp_path / 'out')}
@@ -161,17 +160,17 @@ def test_the_best_loss_is_that_of_a_model_on_the_disk(tmp_path, char_data, monke
 
 @pytest.mark.parametrize('stride', [40, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_save_killed_at_any_of_its_operations_leaves_a_whole_state(forked, tmp_path, stride):
-    from test_checkpoint import state
+    from test_checkpoints import state
     (tmp_path / 'save_once.py').write_text(SAVE_ONCE)
     torch.save(state(2), tmp_path / 'new.pt')
     before, out_dir, found = tmp_path / 'before', tmp_path / 'out', []
-    checkpoint.save(str(before), state(1), ['last', 'ckpt'])
+    checkpoints.save(str(before), state(1), ['last', 'ckpt'])
     (before / 'metrics.jsonl').write_text('{"step": 1}\n')
 
     def step_after_a_kill(at):
         shutil.copytree(before, out_dir)
         assert forked.run(tmp_path / 'save_once.py', out_dir, tmp_path / 'new.pt', save=1, at=at) == -9
-        assert checkpoint.load_to_sample(str(out_dir))[0]['iter_num'] in (1, 2)
+        assert checkpoints.load_to_sample(str(out_dir))[0]['iter_num'] in (1, 2)
         found.append(one_state(out_dir))
         shutil.rmtree(out_dir)
 
@@ -205,14 +204,14 @@ def test_a_save_that_the_disk_refuses_is_warned_of_and_tried_again(tmp_path, cha
 
 
 def test_a_folder_removed_while_a_run_goes_on_is_made_anew_with_a_warning(tmp_path, char_data, monkeypatch):
-    out_dir, save = tmp_path / 'out', checkpoint.save
+    out_dir, save = tmp_path / 'out', checkpoints.save
 
     def save_and_lose(folder, state, names):
         save(folder, state, names)
         if state['iter_num'] == 2:
             shutil.rmtree(folder)
 
-    monkeypatch.setattr(checkpoint, 'save', save_and_lose)
+    monkeypatch.setattr(checkpoints, 'save', save_and_lose)
     ended = run_here('train.py', **TINY | {'dataset': char_data, 'out_dir': out_dir, 'eval_interval': 2})
     succeeded(ended)
     assert 'metrics.jsonl cannot be written (No such file or directory)' in ended.stderr
@@ -223,7 +222,7 @@ def test_what_could_not_be_saved_or_written_at_the_end_is_an_error(tmp_path, cha
     keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'init_from': 'auto'}
     full = Mock(side_effect=OSError(errno.ENOSPC, 'No space left on device'))
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder, 'open', full, raising=False)
+        patch.setattr('plaingpt.training.metrics.open', full, raising=False)
         assert 'the last lines of' in refused(run_here('train.py', **keys))
     with monkeypatch.context() as patch:
         patch.setattr(os, 'link', full), patch.setattr(shutil, 'copyfile', full)
@@ -302,7 +301,7 @@ def test_a_second_ctrl_c_quits_at_once_and_the_run_can_still_be_resumed(tmp_path
 
 def test_ctrl_c_before_the_first_step_leaves_no_traceback(tmp_path, char_data):
     script = tmp_path / 'script.py'
-    script.write_text(f'import signal, sys, time\nsys.path.insert(0, {str(ROOT)!r})\nimport errors\n'
+    script.write_text(f'import signal, sys, time\nsys.path.insert(0, {str(ROOT)!r})\nimport plaingpt.system.messages\n'
                       'signal.signal(signal.SIGINT, signal.default_int_handler)\n'  # ignored where tests run behind &
                       'print("ready", flush=True)\ntime.sleep(60)\n')
     process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -384,24 +383,26 @@ def test_a_signal_to_one_rank_stops_all_and_none_leaves_before_the_state_is_save
 
 
 SLOW_SAVE = """
-import time, checkpoint
-def save(*arguments, original=checkpoint.save):
+import time
+from plaingpt.training import checkpoints
+def save(*arguments, original=checkpoints.save):
     time.sleep(3)
     original(*arguments)
-checkpoint.save = save
+checkpoints.save = save
 """
 PATCHED = """
 import hashlib, os, runpy, sys
 sys.path.insert(0, {root!r})
 sys.argv = ['train.py', *sys.argv[1:]]
 rank = os.environ.get('RANK', '0')
-import torch, loader
+import torch
 {patch}
 runpy.run_path({root!r} + '/train.py', run_name='__main__')
 """
 HASH_BATCHES = """
+from plaingpt.text import token_files
 rows = {{}}
-def batch(self, seed, stream, step, micro_batch, *arguments, original=loader.TokenFile.batch):
+def batch(self, seed, stream, step, micro_batch, *arguments, original=token_files.TokenFile.batch):
     x, y = original(self, seed, stream, step, micro_batch, *arguments)
     if stream == 'train':
         part, parts = (*arguments[3:], 0, 1)[:2]
@@ -410,7 +411,7 @@ def batch(self, seed, stream, step, micro_batch, *arguments, original=loader.Tok
                 digest = hashlib.sha256(torch.stack(row).numpy().tobytes()).hexdigest()
                 print(step, micro_batch, part + number * parts, digest, file=file)
     return x, y
-loader.TokenFile.batch = batch
+token_files.TokenFile.batch = batch
 """
 
 

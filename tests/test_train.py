@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, refused, run_here, succeeded
 
-from optimization import Guard
+from plaingpt.training.guard import Guard
 
 TIMINGS = {'ms_per_step', 'tokens_per_s', 'elapsed', 'mfu'}
 
@@ -31,7 +31,7 @@ def state(path):
 
 
 def equal_states(a, b):
-    from checkpoint import digest
+    from plaingpt.training.checkpoints import digest
     return digest([a['model'], a['optimizer']]) == digest([b['model'], b['optimizer']])
 
 

@@ -13,10 +13,10 @@ import sys
 
 sys.path.insert(0, os.path.abspath(os.path.join(__file__, '..', '..', '..')))
 from configurator import configure
-from data.common import publish
-from data.parallel import write_parts
-from errors import UserError, explained, warn
-from tokenizer import GPT2Tokenizer
+from plaingpt.system.messages import UserError, explained, warn
+from plaingpt.text.parallel import write_parts
+from plaingpt.text.publishing import publish
+from plaingpt.text.tokenizers import GPT2Tokenizer
 
 # ---- configuration ----
 # Files

@@ -7,8 +7,9 @@ import os
 import sys
 
 sys.path.insert(0, os.path.abspath(os.path.join(__file__, '..', '..', '..')))
-from data.common import read_text, split_text, write_data_set
-from tokenizer import GPT2Tokenizer
+from plaingpt.text.publishing import write_data_set
+from plaingpt.text.shakespeare import read_text, split_text
+from plaingpt.text.tokenizers import GPT2Tokenizer
 
 folder = os.path.dirname(os.path.abspath(__file__))
 text, source, sha256 = read_text(folder)
