@@ -1,48 +1,92 @@
 """
-What the prepare.py scripts share: fetching a text from one of two sources, tokens on their way to disk, and putting a
-finished data set (train.bin, val.bin, meta.json) into its folder; and how a run starts them.
+Files that are whole or as they were: the one way in which this project replaces a file on disk.
+
+A reader never sees half of a file, whenever the writer is killed and however full the disk is: the content goes to a
+temporary file in the same folder, is forced to the disk, and takes the place of the old file in one rename.
 """
 import contextlib
 import errno
+import glob
 import os
 
-from plaingpt.system.messages import explained
+
+@contextlib.contextmanager
+def durable_file(path):
+    """A binary file to write at path; at the end of the block its content is on the disk, not only in a cache.
+
+    If the block raises, the file is removed. OSError if the disk is full or the folder can't be written."""
+    try:
+        with open(path, 'wb') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(path)
+        raise
 
 
-def replace_file(path, content):
-    """Writes bytes to path, whose folder is made if missing: path has all of them or stays as it was. UserError if the
-    disk is full or the folder is read-only."""
-    part = f'{path}.{os.getpid()}.part'  # of this process alone: several may fetch the same file
-    with explained(OSError, prefix=f'{path} could not be written: '):
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        try:
-            with open(part, 'wb') as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        finally:
-            with contextlib.suppress(OSError):
-                os.remove(part)
+@contextlib.contextmanager
+def replacing(path):
+    """A binary file whose content replaces path at the end of the block, all at once.
+
+    If the block raises, path stays as it was. OSError as from durable_file()."""
+    temporary = temporary_path(path)
+    with durable_file(temporary) as file:
+        yield file
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        remove([temporary])
+        raise
+    sync(os.path.dirname(path) or '.')
+
+
+def write_atomically(path, content):
+    """Writes bytes to path, all or nothing. OSError as from durable_file()."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+def temporary_path(path):
+    """Where the next content of path is written: beside it, and in no other process's way."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f'.{name}.{os.getpid()}.tmp')
+
+
+def remove_unfinished(folder, names):
+    """Deletes the temporary files of these names that killed processes have left in a folder."""
+    for name in names:
+        pattern = os.path.join(glob.escape(folder), f'.{glob.escape(name)}.*tmp')
+        remove([*glob.glob(pattern), os.path.join(folder, f'.{name}.tmp')])
 
 
 def remove(paths):
-    """Deletes those of the files that are there."""
+    """Deletes those of the files that exist."""
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
 
 
 def sync(path):
-    """Forces what has been written to a file, or done in a folder, to the disk."""
-    folder = os.path.isdir(path)
-    if folder and os.name != 'posix':
-        return  # there a folder can't be opened, and a rename is durable by itself
-    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    """Forces the content of a file, or the names in a folder, to the disk."""
+    is_folder = os.path.isdir(path)
+    if is_folder and os.name != 'posix':
+        return  # Windows can't open a folder, and makes renames durable by itself
+    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if not folder or error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # some network disks sync no folders
+        network_folder = is_folder and error.errno in (errno.EINVAL, errno.EOPNOTSUPP)
+        if not network_folder:  # some network file systems can't sync a folder
             raise
     finally:
         os.close(descriptor)
+
+
+def replace_file(path, content):
+    """To be replaced by write_atomically() in its callers."""
+    from plaingpt.system.messages import explained
+    with explained(OSError, prefix=f'{path} could not be written: '):
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        write_atomically(path, content)
