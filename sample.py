@@ -2,13 +2,13 @@
 Writes text with a trained model or a published GPT-2:
 
     python sample.py --out_dir=out-shakespeare-char
-    python sample.py --init_from=gpt2-xl --start="The best way to learn is" --num_samples=5 --max_new_tokens=100
+    python sample.py --init_from=gpt2-xl --start="The best way to learn is" --num_samples=5
     python sample.py --start=FILE:prompt.txt
     python sample.py --prompts=prompts.jsonl --output=completions.jsonl
     python sample.py --adapter=out-lora/adapter --merge=out-merged
 
-The fourth reads one prompt a line, {"prompt": "…"}, and writes {"prompt": "…", "completions": ["…", …]} for each. The
-fifth writes a checkpoint in place of text.
+The fourth command reads one prompt a line, {"prompt": "…"}, and writes one line for each,
+{"prompt": "…", "completions": ["…", …]}. The fifth writes a checkpoint instead of text.
 """
 import json
 import math
@@ -16,62 +16,60 @@ import os
 import signal
 import sys
 from dataclasses import asdict
-from functools import partial
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from configurator import configure
-from plaingpt.formats import peft_adapter
+from plaingpt.formats.hugging_face import CannotLoad
+from plaingpt.formats.peft_adapter import load_adapter
 from plaingpt.inference.engine import stream
-from plaingpt.system.devices import (
-    check_device,
-    compile_or_warn,
-    default_device,
-    default_dtype,
-    hardware_name,
-    room_for_batch,
-    set_up_math,
-)
+from plaingpt.system.devices import (check_device, compile_or_warn, default_device, default_dtype,
+                                     hardware_name, place, room_for_batch, set_up_math)
+from plaingpt.system.files import replacing
 from plaingpt.system.messages import UserError, complaints, explained, warn
-from plaingpt.text.data_sets import read_meta
+from plaingpt.system.seeds import mixed_seed
+from plaingpt.text.data_sets import folder_of, read_meta
 from plaingpt.text.tokenizers import load_tokenizer
 from plaingpt.training import checkpoints, lora, run_folder, starting_weights
 
 # ---- configuration ----
 # Model
-init_from = 'resume'                # resume (out_dir), gpt2 to gpt2-xl, a hub id, or a model's directory or .pt file
+init_from = 'resume'                # resume (out_dir), gpt2 to gpt2-xl, hub id, folder or .pt file
 out_dir = 'out'                     # folder of the run, relative to where you are
-adapter = ''                        # folder of a LoRA adapter, to the base that it names unless init_from names another
-merge = ''                          # folder to write the model to, with its adapter merged, in place of text
+adapter = ''                        # folder of a LoRA adapter; init_from is then the base it names
+merge = ''                          # folder to write the merged model to, instead of text
 # Prompts
 start = '\n'                        # the prompt; FILE:prompt.txt takes the text of a file
-prompts = ''                        # a .jsonl file of many prompts, in place of start
-output = ''                         # the .jsonl file to write their completions to
+prompts = ''                        # a .jsonl file of many prompts, instead of start
+output = ''                         # the .jsonl file for their completions
 # Sampling
-num_samples = 10                    # [1, 1000000] completions of each prompt
-max_new_tokens = 500                # >= 0 tokens in a completion
-temperature = 0.8                   # >= 0; below 1 bolder, above 1 wilder, 0 the likeliest token always
-top_k: int | None = 200             # >= 0 likeliest tokens to choose from; 0 or None: all
-top_p: float | None = None          # (0, 1], choose from the fewest tokens of this probability in sum; None: all
-min_p: float | None = None          # [0, 1], choose from tokens this times as likely as the likeliest; None: all
-repetition_penalty = 1.0            # > 0; above 1 makes tokens that the text has already less likely
-stop = ''                           # text that ends a completion, and is not part of it; '': none
-context_size: int | None = None     # >= 1 tokens that it sees; None: block_size; more if positions are not learned
-stride: int | None = None           # >= 1 tokens by which a full context moves; None: half of it, 1 at temperature 0
-seed = 1337                         # [0, 4294967295], the same seed gives the same text
+num_samples = 10                    # {[1, 1000000]} completions of each prompt
+max_new_tokens = 500                # {>= 0} tokens in a completion
+temperature = 0.8                   # {>= 0} 0: always the likeliest token; above 1: wilder
+top_k: int | None = 200             # {>= 0} sample from the k likeliest tokens; 0 or None: all
+top_p: float | None = None          # {(0, 1]} sample from the likeliest, of sum p; None: all
+min_p: float | None = None          # {[0, 1]} drop tokens below p times the likeliest; None: none
+repetition_penalty = 1.0            # {> 0} above 1: tokens that the text has become less likely
+stop = ''                           # text that ends a completion, and is cut off; '': none
+context_size: int | None = None     # {>= 1} most tokens the model sees; None: block_size
+stride: int | None = None           # {>= 1} how far a full context moves on; None: half of it
+seed = 1337                         # {[0, 4294967295]} the same seed gives the same text
 # System
-device = default_device()           # cuda, cuda:1, mps or cpu; unless told, the best one here
-dtype = 'auto'                      # 'auto' | 'float32' | 'bfloat16' | 'float16'
-compile = False                     # torch.compile, which takes a while to start
+device = default_device()           # cuda, cuda:1, mps or cpu; default: the best one here
+dtype = 'auto'                      # {'auto' | 'float32' | 'bfloat16' | 'float16'}
+compile = False                     # True: torch.compile, which takes a while to start
 
 
 def problems():
+    """Yields what is wrong between keys, beyond the rules in their comments."""
     if bool(prompts) != bool(output):
         yield 'prompts and output go together: --prompts=prompts.jsonl --output=completions.jsonl'
-    elif output and os.path.isdir(output):
-        yield f'output={output} is a folder: name a file'
-    if merge and (prompts or os.path.exists(merge) and not os.path.isdir(merge)):
+    elif os.path.isdir(output) or '\0' in output:
+        yield f'output={output!r} is a folder, or no name of a file: name a file'
+    merge_is_file = os.path.exists(merge) and not os.path.isdir(merge)
+    if merge and (prompts or merge_is_file):
         yield f'merge={merge} is for a checkpoint: name a folder, and leave out prompts'
     yield from complaints(check_device, device)
 
@@ -79,158 +77,251 @@ def problems():
 config, given = configure(globals())
 
 
+# ---- prompts: read before the model, which takes longer ----
 def read_text(path):
+    """The text of a UTF-8 file. UserError if it can't be read."""
     try:
         with open(path, encoding='utf-8-sig') as file:  # a byte-order mark is no part of the text
             return file.read()
     except UnicodeDecodeError as error:
-        raise UserError(f'{path} is not UTF-8 text (byte {error.start}): save it as UTF-8') from None
+        raise UserError(f'{path} is not UTF-8 text (byte {error.start}): '
+                        'save it as UTF-8') from None
     except (OSError, ValueError) as error:
-        raise UserError(f'{path!r} cannot be read ({getattr(error, "strerror", error)})') from None
+        reason = getattr(error, 'strerror', error)
+        raise UserError(f'{path!r} cannot be read ({reason})') from None
 
 
 def read_prompts(path):
-    """The prompts of a .jsonl file, as a list of str."""
+    """The prompts of a .jsonl file, a list of str. UserError if a line has none."""
     found = []
     for number, line in enumerate(read_text(path).split('\n'), start=1):
+        if not line.strip():
+            continue
         try:
-            if line.strip():
-                found.append(json.loads(line)['prompt'] + '')
+            prompt = json.loads(line)['prompt']
         except (ValueError, KeyError, TypeError, IndexError, RecursionError):
-            raise UserError(f'{path}, line {number}: expected a JSON object like {{"prompt": "text"}}') from None
-        if found[-1:] == ['']:
-            raise UserError(f'{path}, line {number}: the prompt is empty; give at least a newline, "\\n"')
+            prompt = None
+        if not isinstance(prompt, str):
+            raise UserError(f'{path}, line {number}: expected a JSON object like '
+                            '{"prompt": "text"}')
+        if prompt == '':
+            raise UserError(f'{path}, line {number}: the prompt is empty; give at least a '
+                            'newline, "\\n"')
+        found.append(prompt)
     if not found:
         raise UserError(f'{path} has no prompts')
     return found
 
 
-# ---- prompts: read before the model, which takes longer ----
 if prompts:
     texts = read_prompts(prompts)
     if not os.path.isdir(os.path.dirname(output) or '.'):
         raise UserError(f'output={output}: there is no folder {os.path.dirname(output)}')
+elif start.startswith('FILE:'):
+    texts = [read_text(start.removeprefix('FILE:'))]
 else:
-    texts = [read_text(start[5:]) if start.startswith('FILE:') else start]
+    texts = [start]
 
-# ---- model and tokenizer ----
-device = check_device(device)
-set_up_math(seed, device)
-adapted = peft_adapter.load_adapter(adapter) if adapter else None
-if adapted and 'init_from' not in given:
-    init_from = adapted.lora['base']
+# ---- model ----
+torch_device = check_device(device)
+set_up_math(seed, torch_device)
+loaded_adapter = load_adapter(adapter) if adapter else None
+if loaded_adapter and 'init_from' not in given:
+    init_from = loaded_adapter.lora.base
     if not init_from:
         raise UserError(f'{adapter} does not name its base: give it with --init_from')
-with explained(ValueError, prefix=f'init_from={init_from}: '):
-    saved, path = checkpoints.load_to_sample(out_dir) if init_from == 'resume' else starting_weights.find(init_from)
+with explained(CannotLoad, prefix=f'init_from={init_from}: '):
+    if init_from == 'resume':
+        saved, path = checkpoints.load_to_sample(out_dir)
+    else:
+        saved, path = starting_weights.find(init_from)
     model = starting_weights.build(saved, path)
-about = saved.get('tokenizer') if saved else {'kind': 'gpt2'}
-lora.merge_adapter(model)  # of a LoRA run
-if adapted:
-    lora.apply_adapter(model, adapted, path)
+    tokenizer_meta = starting_weights.tokenizer_of(saved, path)
+lora.merge_adapter(model)  # if it is a LoRA run
+if loaded_adapter:
+    lora.apply_adapter(model, loaded_adapter, path)
     lora.merge_adapter(model)
-    about = adapted.tokenizer or about
-if about is None:  # nanoGPT keeps the characters with the data only
-    data_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', checkpoints.data_set(saved, path))
-    about = read_meta(data_dir)['tokenizer']
-    warn(f"{path} names no tokenizer: taking the one of {data_dir}, kind {about['kind']!r}")
+    tokenizer_meta = loaded_adapter.tokenizer or tokenizer_meta
+
+# ---- tokenizer ----
+if tokenizer_meta is None and not saved:
+    raise UserError(f'{path} has no tokenizer.json, and too few tokens for that of GPT-2: put the '
+                    'file there')
+if tokenizer_meta is None:
+    # nanoGPT keeps the characters beside the data only.
+    data_dir = folder_of(checkpoints.data_set(saved, path))
+    tokenizer_meta = read_meta(data_dir)['tokenizer']
+    kind = tokenizer_meta['kind']
+    warn(f'{path} names no tokenizer: taking the one of {data_dir}, kind {kind!r}')
+
+
+def write_merged(folder):
+    """Writes the model, with its adapter merged, to ckpt.pt in a folder."""
+    config = {}
+    if 'dataset' in saved.get('config', {}):
+        config['dataset'] = saved['config']['dataset']
+    checkpoint = {
+        'model': model.state_dict(),
+        'optimizer': {},
+        'model_args': asdict(model.config),
+        'iter_num': 0,
+        'best_val_loss': math.inf,
+        'tokenizer': tokenizer_meta,
+        'config': config,
+    }
+    run_folder.enter(folder)
+    with explained(OSError, checkpoints.NotFinite, prefix='merge cannot be written: '):
+        run_folder.set_aside(folder)
+        checkpoints.save(folder, checkpoint, ['ckpt'])
+
+
 if merge:
-    state = {'model': model.state_dict(), 'optimizer': {}, 'model_args': asdict(model.config), 'iter_num': 0,
-             'best_val_loss': math.inf, 'tokenizer': about,
-             'config': {key: saved['config'][key] for key in ('dataset',) if key in saved.get('config', {})}}
-    run_folder.enter(merge)
-    with explained(OSError, ValueError, prefix='merge cannot be written: '):
-        run_folder.set_aside(merge)
-        checkpoints.save(merge, state, ['ckpt'])
-    print(f'{os.path.join(merge, "ckpt.pt")} is a plain model now. Try:\npython sample.py --out_dir={merge}')
+    write_merged(merge)
+    print(f'{os.path.join(merge, "ckpt.pt")} is a plain model now. Try:\n'
+          f'python sample.py --out_dir={merge}')
     sys.exit(0)
-tokenizer = load_tokenizer(about)
+tokenizer = load_tokenizer(tokenizer_meta)
 if tokenizer.vocab_size > model.config.vocab_size:
-    raise UserError(f'{path} has a vocabulary of {model.config.vocab_size} tokens and its tokenizer one of '
-                    f'{tokenizer.vocab_size}: they do not belong together')
-precision_name = default_dtype(device, model.config.n_embd, training=False) if dtype == 'auto' else dtype
-model.eval().to(device, getattr(torch, precision_name))
+    raise UserError(f'{path} has a vocabulary of {model.config.vocab_size} tokens and its '
+                    f'tokenizer one of {tokenizer.vocab_size}: they do not belong together')
+
+# ---- device, precision, compilation ----
+precision_name = dtype
+if dtype == 'auto':
+    precision_name = default_dtype(torch_device, model.config.n_embd, training=False)
+place(model, torch_device, getattr(torch, precision_name))
+model.eval()
 encoded = [tokenizer.encode(text) for text in texts]
+compiled = False
 if compile:
-    example = torch.zeros(1, 1, dtype=torch.int64, device=device)
-    compile = compile_or_warn(model, lambda: model.generate(example, min(3, model.config.block_size),
-                                                            num_samples=min(num_samples, 2)), dynamic=True)
-origin = path + (f", step {saved['iter_num']}" if saved else '') + (f' with {adapter}' if adapter else '')
-print(f'{origin}; {hardware_name(device)}, {precision_name}, {"compiled" if compile else "eager"}', file=sys.stderr)
+    example = torch.zeros(1, 1, dtype=torch.int64, device=torch_device)
+    new_tokens = min(3, model.config.block_size)
+
+    def trial():
+        model.generate(example, new_tokens, num_samples=min(num_samples, 2))
+
+    compiled = compile_or_warn(model, trial, dynamic=True)
+origin = path
+if saved:
+    origin += f", step {saved['iter_num']}"
+if adapter:
+    origin += f' with {adapter}'
+mode = 'compiled' if compiled else 'eager'
+print(f'{origin}; {hardware_name(torch_device)}, {precision_name}, {mode}', file=sys.stderr)
 
 
 # ---- generation ----
+class Batch(NamedTuple):
+    """The prompts first to last - 1, and some samples of each, that are continued together."""
+    first: int
+    last: int
+    samples: range
+
+
 def batches():
-    """Yields (first, last, samples): prompts first to last - 1 and a range of samples of each, to be continued at once,
-    as many as there is memory for keys, values and logits, and for encoding the prompts."""
-    c = model.config
-    longest = min(context_size or c.block_size, max(map(len, encoded)) + max_new_tokens)
-    position = 8 * c.n_layer * c.n_kv_head * c.head_size + 40 * c.n_embd  # bytes
-    rows = max(1, min(256, room_for_batch(device) // (longest * position + 20 * c.vocab_size)))
+    """Yields Batches as large as memory allows for keys, values, logits and reading the prompts."""
+    shape = model.config
+    longest = max(len(ids) for ids in encoded) + max_new_tokens
+    longest = min(longest, context_size or shape.block_size)
+    cache_bytes = 8 * shape.n_layer * shape.n_kv_head * shape.head_size  # for each position
+    activation_bytes = 40 * shape.n_embd
+    row_bytes = longest * (cache_bytes + activation_bytes) + 20 * shape.vocab_size
+    rows = max(1, min(256, room_for_batch(torch_device) // row_bytes))
     together = max(1, rows // num_samples)
     for first in range(0, len(encoded), together):
+        last = min(first + together, len(encoded))
         for begin in range(0, num_samples, rows):
-            yield first, min(first + together, len(encoded)), range(begin, min(begin + rows, num_samples))
+            yield Batch(first, last, range(begin, min(begin + rows, num_samples)))
 
 
-def complete(first, last, samples, show=None):
-    """Completions of a batch, as a list of str; show is called with each piece of the first as it comes."""
-    ids = [torch.tensor(row, dtype=torch.int64) for row in encoded[first:last]]
-    seeds = [((seed * 1_000_003 + prompt) * 1_000_003 + sample) % 2 ** 63
-             for prompt in range(first, last) for sample in samples]
-    texts, shown, unfinished = [''] * len(seeds), 0, range(len(seeds))
-    decoders, new = [tokenizer.decoder() for _ in seeds], [torch.empty(len(seeds), 0, dtype=torch.int64, device=device)]
+def new_ids(batch):
+    """Yields the next ids of a batch, int64 (rows, 1), one position after another."""
+    ids = [torch.tensor(row, dtype=torch.int64) for row in encoded[batch.first:batch.last]]
+    padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+    seeds = []
+    for prompt in range(batch.first, batch.last):
+        for sample in batch.samples:
+            seeds.append(mixed_seed(seed, prompt, sample))
     with explained(ValueError):
-        for chosen in stream(model, torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device), max_new_tokens,
-                             temperature, top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
-                             vocab_size=tokenizer.vocab_size, lengths=[len(row) for row in ids],
-                             num_samples=len(samples), seeds=seeds, stride=stride,
-                             context_size=context_size):
-            new.append(chosen)  # (rows, 1)
-            if not (show or stop):
-                continue  # no step waits for the device
-            chosen = chosen.tolist()
-            for row in unfinished if stop else [0]:
-                texts[row] += decoders[row](chosen[row])
-            if stop:
-                unfinished = [row for row in unfinished if stop not in texts[row]]
-                if not unfinished:
-                    break
-            if show and 0 in unfinished:  # what may be the beginning of stop waits
-                ready = max(shown, len(texts[0]) - max(0, len(stop) - 1))
-                show(texts[0][shown:ready])
-                shown = ready
-    texts = [tokenizer.decode(row) for row in torch.cat(new, dim=1).tolist()]
+        yield from stream(model, padded.to(torch_device), max_new_tokens, temperature, top_k,
+                          top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+                          vocab_size=tokenizer.vocab_size, lengths=[len(row) for row in ids],
+                          num_samples=len(batch.samples), seeds=seeds, stride=stride,
+                          context_size=context_size)
+
+
+def complete(batch, show=None):
+    """The completions of a batch, a list of str.
+
+    show: a function that gets each piece of the first completion as soon as it is known."""
+    rows = (batch.last - batch.first) * len(batch.samples)
+    chosen = [torch.empty(rows, 0, dtype=torch.int64, device=torch_device)]
+    decoders = [tokenizer.decoder() for _ in range(rows)]
+    drafts = [''] * rows  # the completions so far, as far as they are followed
+    unfinished = list(range(rows))  # rows in which stop has not come
+    shown = 0
+    for ids in new_ids(batch):
+        chosen.append(ids)
+        if not show and not stop:
+            continue  # nobody looks yet, so no step waits for the device
+        ids = ids.flatten().tolist()
+        for row in unfinished if stop else [0]:
+            drafts[row] += decoders[row]([ids[row]])
+        if stop:
+            unfinished = [row for row in unfinished if stop not in drafts[row]]
+            if not unfinished:
+                break
+        if show and 0 in unfinished:
+            # The last characters may be the beginning of stop: they wait.
+            ready = max(shown, len(drafts[0]) - max(0, len(stop) - 1))
+            show(drafts[0][shown:ready])
+            shown = ready
+
+    completions = [tokenizer.decode(ids) for ids in torch.cat(chosen, dim=1).tolist()]
     if stop:
-        texts = [text.partition(stop)[0] for text in texts]
+        completions = [completion.partition(stop)[0] for completion in completions]
     if show:
-        show(texts[0][shown:])
-    return texts
+        show(completions[0][shown:])
+    return completions
 
 
-for name in 'SIGINT', 'SIGPIPE':  # Ctrl-C ends the text, and so does `| head`, without a traceback
-    if hasattr(signal, name):
+def write_completions(file):
+    """Completes all prompts, and writes a line for each to a binary file."""
+    found = [[] for _ in texts]
+    for batch in tqdm(list(batches()), 'batches', disable=None):
+        completions = complete(batch)
+        for number in range(batch.first, batch.last):
+            begin = (number - batch.first) * len(batch.samples)
+            found[number] += completions[begin:begin + len(batch.samples)]
+            if len(found[number]) == num_samples:
+                line = {'prompt': texts[number], 'completions': found[number]}
+                # Half a surrogate pair, which JSON allows and UTF-8 does not, stays an escape.
+                line = json.dumps(line, ensure_ascii=False) + '\n'
+                file.write(line.encode('utf-8', errors='backslashreplace'))
+
+
+def print_piece(text):
+    print(text, end='', flush=True)
+
+
+# Ctrl-C ends the text, and so does `| head`, without a traceback.
+for name in ('SIGINT', 'SIGPIPE'):
+    if hasattr(signal, name):  # Windows has no SIGPIPE
         signal.signal(getattr(signal, name), signal.SIG_DFL)
 sys.stdout.reconfigure(errors='replace')  # a terminal may not know every character of the text
 if prompts:
-    found = [[] for _ in texts]
-    with explained(OSError, ValueError, prefix='output cannot be written: '):
-        # backslashreplace: half a surrogate pair, which JSON allows and UTF-8 does not, stays an escape
-        with open(output + '.tmp', 'w', encoding='utf-8', errors='backslashreplace') as file:
-            for first, last, samples in tqdm(list(batches()), 'batches', disable=None):
-                completed = complete(first, last, samples)
-                for number in range(first, last):
-                    found[number] += completed[(number - first) * len(samples):][:len(samples)]
-                    if len(found[number]) == num_samples:
-                        line = {'prompt': texts[number], 'completions': found[number]}
-                        file.write(json.dumps(line, ensure_ascii=False) + '\n')
-        os.replace(output + '.tmp', output)
+    with (explained(OSError, prefix='output cannot be written: '),
+          replacing(output) as file):
+        write_completions(file)
 else:
-    live = sys.stdout.isatty()
-    write = partial(print, end='', flush=True)
-    for first, last, samples in batches():
-        show = write if live and samples[0] == 0 else None
-        if show:
-            show(texts[0])
-        for i, completion in enumerate(complete(first, last, samples, show)):
-            print(('' if show and i == 0 else texts[0] + completion) + '\n---------------')
+    prompt = texts[0]
+    for batch in batches():
+        # On a terminal the first completion appears piece by piece.
+        live = sys.stdout.isatty() and batch.samples[0] == 0
+        if live:
+            print_piece(prompt)
+        completions = complete(batch, print_piece if live else None)
+        for number, completion in enumerate(completions):
+            if not (live and number == 0):
+                print_piece(prompt + completion)
+            print('\n---------------')

@@ -1,5 +1,4 @@
-# Fine-tunes GPT-2 XL on Shakespeare's words, for 20 steps; --init_from=gpt2 takes a twelfth of the memory.
-# The words are fetched and tokenized when they are missing.
+# Fine-tunes GPT-2 XL on Shakespeare for 20 steps. --init_from=gpt2 needs a twelfth of the memory.
 
 import time
 
@@ -11,11 +10,11 @@ wandb_project = 'shakespeare'
 wandb_run_name = f'ft-{time.time():.0f}'
 
 dataset = 'shakespeare'
-prepare = True
+prepare = True                  # fetch and tokenize the corpus if it is missing
 init_from = 'gpt2-xl'
-always_save_checkpoint = False  # it soon overfits: keep the best
+always_save_checkpoint = False  # the model overfits soon, so ckpt.pt keeps the best weights
 
-# 32 sequences of 1024 tokens in a step: a tenth of the corpus.
+# 32 sequences of 1024 tokens a step: a tenth of the corpus.
 batch_size = 1
 gradient_accumulation_steps = 32
 max_iters = 20

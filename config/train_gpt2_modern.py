@@ -1,5 +1,6 @@
-# train_gpt2.py by what has been learnt since GPT-2, for the same hardware and with as many tokens a step. It has not
-# been run at this size yet: the parts are those of the public speed runs of GPT-2, their values usual ones. Run it as
+# train_gpt2.py with what the field has learned since GPT-2, for the same hardware and the same
+# tokens a step. Parts and values follow the public speed runs of GPT-2; nobody has run this config
+# at full size yet. Start it on one machine with 8 GPUs:
 #     torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2_modern.py
 
 wandb_log = True
@@ -8,25 +9,25 @@ wandb_run_name = 'gpt2-124M-modern'
 
 position = 'rope'
 norm = 'rmsnorm'
-mlp = 'relu2'                   # as those runs have it: one product less than SwiGLU
+mlp = 'relu2'                   # as in those runs: one matrix product fewer than SwiGLU
 qk_norm = True
 logit_softcap = 15.0
 tied = False
 zero_init = True
 
 optimizer = 'muon'
-learning_rate = 3e-3            # of embeddings, head and norms
+learning_rate = 3e-3            # AdamW's rate, for embeddings, head and norms
 muon_learning_rate = 0.02
 beta2 = 0.95
 weight_decay = 0.01
 
-# 12 sequences x 1024 tokens x 40 micro-batches = 491,520 tokens in a step, whatever the number of GPUs.
+# 12 sequences x 1024 tokens x 40 micro-batches = 491,520 tokens a step, on any number of GPUs.
 batch_size = 12
 block_size = 1024
 gradient_accumulation_steps = 5 * 8
 
 max_iters = 20000               # 10 billion tokens, about one epoch
-schedule = 'wsd'                # flat, so that a longer run can go on from any state before the decay
+schedule = 'wsd'                # constant at first: extend the run from any state before the decay
 decay_share = 0.4
 lr_decay_iters = 20000
 warmup_iters = 250

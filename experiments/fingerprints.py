@@ -1,11 +1,13 @@
 """
-Fingerprints of what training and sampling compute, to show that a change of the code changes no result.
+Prints fingerprints of what training and sampling compute, to show that a change of the code changes
+no result. Run it on both versions and compare the lines:
 
-    python experiments/fingerprints.py            # prints a line for each run: its name and a sha256
+    python experiments/fingerprints.py
     python experiments/fingerprints.py --repository=OTHER_CLONE
 
-Each run takes 20 steps in float32 on one thread without dropout, and the sha256 is of its weights; of the texts, 200
-greedy tokens, it is of what sample.py prints. The same machine and the same torch give the same lines, run after run.
+A training run takes 20 steps in float32 on one thread without dropout, and its line is the sha256
+of the weights. A text is 200 greedy tokens, and its line is the sha256 of what sample.py prints. On
+the same machine with the same torch, the lines are the same each time.
 """
 import argparse
 import hashlib
@@ -23,12 +25,13 @@ TWENTY_STEPS = ['--device=cpu', '--dtype=float32', '--dropout=0.0', '--max_iters
                 '--lr_decay_iters=20', '--eval_interval=20', '--eval_iters=2', '--warmup_iters=5']
 PLAIN = 'config/train_shakespeare_char.py'
 MODERN = 'config/train_shakespeare_char_modern.py'
-GREEDY = ['--device=cpu', '--dtype=float32', '--temperature=0', '--num_samples=1', '--max_new_tokens=200']
+GREEDY = ['--device=cpu', '--dtype=float32', '--temperature=0', '--num_samples=1',
+          '--max_new_tokens=200']
 TWO_RANKS = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
 
 
 def run(repository, script, *arguments, launcher=()):
-    """What a script of the repository prints, as bytes; it must succeed."""
+    """Runs a script of the repository and returns what it prints, as bytes; exits if it fails."""
     command = [sys.executable, *launcher, str(repository / script), *arguments]
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     finished = subprocess.run(command, cwd=repository, env=environment, capture_output=True)
@@ -38,13 +41,13 @@ def run(repository, script, *arguments, launcher=()):
 
 
 def digest_of_weights(out_dir):
-    """sha256 of the names and bytes of the weights in a run's last.pt, in the order of their names."""
+    """sha256 of a run's weights in last.pt: names and bytes, sorted by name."""
     weights = torch.load(out_dir / 'last.pt', map_location='cpu', weights_only=True)['model']
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in sorted(weights):
-        whole.update(name.encode())
-        whole.update(weights[name].contiguous().numpy().tobytes())
-    return whole.hexdigest()
+        digest.update(name.encode())
+        digest.update(weights[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def main():
@@ -56,23 +59,25 @@ def main():
 
     def train(name, *arguments, launcher=()):
         out_dir = folder / name
-        run(repository, 'train.py', *arguments, *TWENTY_STEPS, f'--out_dir={out_dir}', launcher=launcher)
+        run(repository, 'train.py', *arguments, *TWENTY_STEPS, f'--out_dir={out_dir}',
+            launcher=launcher)
         print(f'{name:<24} {digest_of_weights(out_dir)}', flush=True)
 
     def sample(name):
         text = run(repository, 'sample.py', f'--out_dir={folder / name}', *GREEDY)
-        print(f'{name + ", text":<24} {hashlib.sha256(text).hexdigest()}', flush=True)
+        title = f'{name}, text'
+        print(f'{title:<24} {hashlib.sha256(text).hexdigest()}', flush=True)
 
     train('plain', PLAIN)
     sample('plain')
     train('modern', MODERN)
     sample('modern')
-    # These three start from the weights that the first run has left.
+    # The next three start from the weights of the first run.
     base = f'--init_from={folder / "plain"}'
     train('lora', PLAIN, base, '--lora_rank=4', '--lora_targets=c_attn,c_proj,c_fc')
     train('frozen', PLAIN, base, '--trainable=last:1')
     train('unfrozen', PLAIN, base, "--unfreeze={0: 'head', 10: 'last:2'}")
-    # Two ranks: first each takes half of the rows of a micro-batch, then each a micro-batch of its own.
+    # Two ranks first take half the rows of each micro-batch, then whole micro-batches.
     train('ranks share rows', PLAIN, launcher=TWO_RANKS)
     train('ranks share batches', PLAIN, '--gradient_accumulation_steps=2', launcher=TWO_RANKS)
     train('modern, two ranks', MODERN, launcher=TWO_RANKS)

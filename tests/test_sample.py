@@ -154,16 +154,16 @@ def test_a_terminal_shows_the_same_text_as_a_pipe(out_dir):
     (dict(start='abcX'), "the character 'X' (U+0058) is not among the 10"),
     (dict(start=''), 'the prompt has no tokens'),
     (dict(start='FILE:nowhere.txt'), "nowhere.txt' cannot be read"),
-    (dict(temperature=-1), 'temperature=-1.0: allowed is >= 0'),
+    (dict(temperature=-1), 'temperature=-1.0: must be >= 0'),
     (dict(temperature='nan'), 'temperature=nan'),
-    (dict(num_samples=0), 'num_samples=0: allowed is [1, 1000000]'),
+    (dict(num_samples=0), 'num_samples=0: must be in [1, 1000000]'),
     (dict(top_p=2), 'top_p=2.0'),
-    (dict(min_p=2), 'min_p=2.0: allowed is [0, 1]'),
-    (dict(repetition_penalty=0), 'repetition_penalty=0.0: allowed is > 0'),
-    (dict(stride=0), 'stride=0: allowed is >= 1'),
+    (dict(min_p=2), 'min_p=2.0: must be in [0, 1]'),
+    (dict(repetition_penalty=0), 'repetition_penalty=0.0: must be > 0'),
+    (dict(stride=0), 'stride=0: must be >= 1'),
     (dict(stride=9), 'stride=9 must be at least 1 and at most the context_size'),
     (dict(context_size=9), 'context_size=9 must be at least 1, and at most block_size=8'),
-    (dict(context_size=0), 'context_size=0: allowed is >= 1'),
+    (dict(context_size=0), 'context_size=0: must be >= 1'),
     (dict(context_size=4, stride=5), 'stride=5 must be at least 1 and at most the context_size'),
     (dict(prompts='p.jsonl'), 'prompts and output go together'),
     (dict(merge=__file__), 'is for a checkpoint: name a folder'),
@@ -298,7 +298,8 @@ def adapter(request, tmp_path):
     """(folder of an adapter, that of its base)."""
     base = save_run(tmp_path / 'base', random_gpt()) if request.param == 'run' else save_gpt2(tmp_path / 'base')
     gpt, digest = adapted(base)
-    peft_adapter.save_adapter(tmp_path / 'adapter', gpt, str(base), digest, {'kind': 'char', 'chars': CHARS})
+    settings = lora.LoraSettings(2, 20, 0.1, 'c_attn,c_proj', str(base), digest)
+    peft_adapter.save_adapter(tmp_path / 'adapter', gpt, settings, {'kind': 'char', 'chars': CHARS})
     return tmp_path / 'adapter', base
 
 
@@ -353,7 +354,7 @@ def lora_run(tmp_path):
     gpt, digest = adapted(base)
     settings = {'rank': 2, 'alpha': 20, 'dropout': 0.1, 'targets': 'c_attn,c_proj', 'base': str(base),
             'base_digest': digest}
-    peft_adapter.save_adapter(tmp_path / 'adapter', gpt, str(base), digest)
+    peft_adapter.save_adapter(tmp_path / 'adapter', gpt, lora.LoraSettings(**settings))
 
     def save(settings=settings, args=(), **changes):
         return save_run(tmp_path / 'run', gpt, model=lora.adapter_state(gpt), lora=settings | changes,
@@ -374,8 +375,8 @@ def test_a_lora_run_is_sampled_and_merged(lora_run, tmp_path):
 
 
 @pytest.mark.parametrize('changes, sentence', [
-    (dict(rank=0), 'has rank=0'), (dict(rank=3), 'is (2, 8), not (3, 8)'), (dict(alpha=None), 'has alpha=None'),
-    (dict(targets='c_fc'), 'not those of this adapter'), (dict(targets='no'), "'no' is no layer"),
+    (dict(rank=0), 'has rank=0'), (dict(rank=3), 'is (2, 8), expected (3, 8)'), (dict(alpha=None), 'has alpha=None'),
+    (dict(targets='c_fc'), 'do not belong to this adapter'), (dict(targets='no'), "'no' is no layer"),
     (dict(base=None), 'has base=None'), (dict(base_digest='x'), 'belongs to other weights than'),
     (dict(base='gtp2'), 'gtp2 cannot be loaded'), (dict(args={'n_head': 2}), 'has another n_head than'),
     (dict(args={'block_size': 9}), 'block_size=9: this model takes 1 to 8 positions')])

@@ -1,5 +1,5 @@
 """
-Tiny shakespeare, or the input.txt that lies beside this script, in GPT-2's byte-pair encoding:
+Tokenizes tiny shakespeare, or the input.txt beside this script, with GPT-2's byte-pair encoding:
 
     python data/shakespeare/prepare.py
 """
@@ -13,6 +13,9 @@ from plaingpt.text.tokenizers import GPT2Tokenizer
 
 folder = os.path.dirname(os.path.abspath(__file__))
 text, source, sha256 = read_text(folder)
+parts = split_text(text)
+
+# '<|endoftext|>' in the text is not a token: special=False.
 tokenizer = GPT2Tokenizer()
-ids = {split: tokenizer.encode(part, special=False) for split, part in split_text(text).items()}
+ids = {split: tokenizer.encode(part, special=False) for split, part in parts.items()}
 write_data_set(folder, tokenizer, ids, source, sha256)

@@ -1,5 +1,5 @@
 """
-Tiny shakespeare, or the input.txt that lies beside this script, as one token a character:
+Tokenizes tiny shakespeare, or the input.txt beside this script, with one token for each character:
 
     python data/shakespeare_char/prepare.py
 """
@@ -13,6 +13,9 @@ from plaingpt.text.tokenizers import CharTokenizer
 
 folder = os.path.dirname(os.path.abspath(__file__))
 text, source, sha256 = read_text(folder)
+parts = split_text(text)
+
+# The vocabulary comes from the whole text, so that val.bin has no unknown characters.
 tokenizer = CharTokenizer.from_text(text)
-ids = {split: tokenizer.encode(part) for split, part in split_text(text).items()}
+ids = {split: tokenizer.encode(part) for split, part in parts.items()}
 write_data_set(folder, tokenizer, ids, source, sha256)

@@ -1,41 +1,105 @@
 """
-Text generation: one new token for each sequence of a batch after another, with a key-value cache.
-
-Shapes at the ends of lines: B prompts, T time, V vocabulary, rows = B x samples of each, hs head size.
+Sampling: choosing the next token from the logits, by random numbers that depend on a seed alone.
 
 References:
 [1] Holtzman et al. 2020, The Curious Case of Neural Text Degeneration, arXiv 1904.09751: top-p
 [2] Nguyen et al. 2024, Turning Up the Heat: Min-p Sampling, arXiv 2407.01082
 [3] Keskar et al. 2019, CTRL, arXiv 1909.05858, section 4.1: repetition penalty
 """
+import math
+from dataclasses import dataclass
+
 import torch
 from torch.nn import functional as F
 
-GREEDY = 1e-6  # temperatures below take the likeliest token; dividing by less would overflow float32
+LOWEST_TEMPERATURE = 1e-6  # dividing by less would overflow float32, so below it sampling is greedy
 
 
-def _draws(rows, steps, seeds):
-    """Numbers in [0, 1), float32 (rows, steps), drawn on the CPU: the same for a row whatever else is in the batch and
-    wherever it is computed."""
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the next token is chosen.
+
+    temperature: 0 takes the likeliest token, 1 samples from the model's own distribution.
+    top_k: samples from the k likeliest tokens only; None or 0: from all.
+    top_p: samples from the fewest likeliest tokens whose probabilities reach p [1]; None or 1: all.
+    min_p: samples from tokens at least this times as likely as the likeliest [2]; None or 0: all.
+    repetition_penalty: divides the logits of tokens that a row already has, or multiplies them
+    where they are negative [3]; 1: none."""
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    @property
+    def is_greedy(self):
+        return self.temperature < LOWEST_TEMPERATURE
+
+    def problems(self):
+        """Yields a sentence for each option that is out of range."""
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            yield f'temperature={self.temperature} must be a number of at least 0'
+        if self.top_k is not None and self.top_k < 0:
+            yield f'top_k={self.top_k} must be at least 1, or 0 or None for all'
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            yield f'top_p={self.top_p} must be above 0 and at most 1'
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            yield f'min_p={self.min_p} must be at least 0 and at most 1'
+        if not 0 < self.repetition_penalty < math.inf:
+            yield f'repetition_penalty={self.repetition_penalty} must be above 0'
+
+
+def draw_numbers(rows, steps, seeds=None):
+    """Numbers in [0, 1), float32 (rows, steps), drawn on the CPU.
+
+    seeds: one int a row, on which alone its numbers depend, whatever else is in the batch and
+    wherever it is computed; None: torch's generator."""
     if seeds is None:
         return torch.rand(rows, steps)
-    return torch.stack([torch.rand(steps, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    numbers = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        numbers.append(torch.rand(steps, generator=generator))
+    return torch.stack(numbers)
 
 
-def _choose(logits, temperature, top_k, top_p, min_p, draws):
-    """One id for each row of logits (B, V), as int64 (B, 1), by numbers in [0, 1) drawn for it, (B, 1)."""
-    if temperature < GREEDY:
+def penalize_repetition(logits, seen, penalty):
+    """logits (rows, V) in which the tokens that a row has seen, bool (rows, V), are less likely."""
+    penalized = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen, penalized, logits)
+
+
+def choose(logits, options, numbers):
+    """One id for each row of logits (rows, V), int64 (rows, 1).
+
+    options: SamplingOptions. numbers: in [0, 1), (rows, 1), one drawn for each row."""
+    if options.is_greedy:
         return logits.argmax(dim=-1, keepdim=True)
-    order, V = None, logits.size(-1)
-    if (top_k and top_k < V) or (top_p or 1) < 1:
-        # In order of likelihood top-k is a slice, which keeps exactly k among ties, and top-p a running sum.
-        logits, order = logits.topk(min(top_k or V, V), dim=-1)  # (B, k), sorted
-    probabilities = F.softmax(logits / temperature, dim=-1)
-    if (top_p or 1) < 1:
-        before = probabilities.cumsum(dim=-1) - probabilities  # the first is always kept: nothing is before it
-        probabilities = probabilities.masked_fill((before >= top_p) & (before > 0), 0.0)
-    if min_p:
-        probabilities = probabilities.masked_fill(probabilities < min_p * probabilities.amax(-1, keepdim=True), 0.0)
-    cumulative = probabilities.cumsum(dim=-1).cummax(dim=-1).values  # CUDA's sums may fall by a rounding
-    chosen = (cumulative <= draws * cumulative[:, -1:]).sum(dim=-1, keepdim=True)  # the first beyond the draw
-    return chosen if order is None else order.gather(1, chosen)
+    vocab_size = logits.size(-1)
+    keeps_k = bool(options.top_k) and options.top_k < vocab_size
+    keeps_p = options.top_p is not None and options.top_p < 1
+
+    candidates = None  # the id of each column of logits, once they are sorted
+    if keeps_k or keeps_p:
+        # In order of likelihood top-k is a slice, which keeps exactly k ids even among ties, and
+        # top-p a running sum.
+        k = options.top_k if keeps_k else vocab_size
+        logits, candidates = logits.topk(k, dim=-1)
+    probabilities = F.softmax(logits / options.temperature, dim=-1)
+    if keeps_p:
+        # Drop what comes after p is reached; the first token has nothing before it, and stays.
+        before = probabilities.cumsum(dim=-1) - probabilities
+        dropped = (before >= options.top_p) & (before > 0)
+        probabilities = probabilities.masked_fill(dropped, 0.0)
+    if options.min_p:
+        highest = probabilities.amax(dim=-1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < options.min_p * highest, 0.0)
+
+    # The number picks the first token whose cumulative probability lies beyond it.
+    cumulative = probabilities.cumsum(dim=-1)
+    cumulative = cumulative.cummax(dim=-1).values  # on CUDA a sum may fall by a rounding
+    total = cumulative[:, -1:]
+    chosen = (cumulative <= numbers * total).sum(dim=-1, keepdim=True)
+    if candidates is None:
+        return chosen
+    return candidates.gather(1, chosen)

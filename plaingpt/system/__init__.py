@@ -1,0 +1,1 @@
+"""What everything stands on: messages, signals, devices, seeds, atomic files."""

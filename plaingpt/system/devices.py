@@ -1,5 +1,6 @@
 """
-Which machine, precision and process this is: what train.py, sample.py and bench.py decide before they do anything.
+The device a script computes on: which one, in which precision, how much memory it has, and whether
+torch.compile works there.
 """
 import contextlib
 import os
@@ -12,48 +13,68 @@ import torch
 from plaingpt.system.messages import UserError, warn
 
 
+# ---- choice of device and precision ----
 def default_device():
-    """The best device here, as torch names it: 'cuda', 'mps' or 'cpu'."""
+    """The best device of this machine, as torch names it: 'cuda', 'mps' or 'cpu'."""
     if torch.cuda.is_available():
         return 'cuda'
-    return 'mps' if torch.backends.mps.is_available() else 'cpu'
+    if torch.backends.mps.is_available():
+        return 'mps'
+    return 'cpu'
 
 
 def check_device(device):
-    """torch.device of a device key; UserError where this machine has no such thing."""
-    here = {'cuda': torch.cuda.is_available, 'mps': torch.backends.mps.is_available, 'cpu': lambda: True}
+    """The torch.device that a device key names. UserError if this machine does not have it."""
     try:
         parsed = torch.device(device)
-        is_here = here[parsed.type]()
-    except (RuntimeError, KeyError):
-        raise UserError(f"device={device!r} is not supported: use 'cuda', 'cuda:1', 'mps' or 'cpu'") from None
-    if not is_here:
-        raise UserError(f'device={device!r} is not available to this torch ({torch.__version__}): '
-                        f'use --device={default_device()}, or install the torch build for your hardware')
-    if parsed.type == 'cuda' and (parsed.index or 0) >= torch.cuda.device_count():
-        raise UserError(f'device={device!r}, but this machine has {torch.cuda.device_count()} GPU(s): start at most '
-                        'that many processes on it (torchrun --nproc_per_node)')
+    except RuntimeError:  # torch knows no device of this name
+        parsed = None
+    if parsed is None or parsed.type not in ('cuda', 'mps', 'cpu'):
+        raise UserError(f"device={device!r} is not supported: use 'cuda', 'cuda:1', 'mps' or 'cpu'")
+
+    no_cuda = parsed.type == 'cuda' and not torch.cuda.is_available()
+    no_mps = parsed.type == 'mps' and not torch.backends.mps.is_available()
+    if no_cuda or no_mps:
+        raise UserError(
+            f'device={device!r} is not available to this torch ({torch.__version__}): '
+            f'use --device={default_device()}, or install the torch build for your hardware')
+
+    if parsed.type == 'cuda':
+        index = parsed.index or 0
+        gpus = torch.cuda.device_count()
+        if index >= gpus:
+            raise UserError(
+                f'device={device!r}, but this machine has {gpus} GPU(s): start at most that many '
+                'processes on it (torchrun --nproc_per_node)')
     return parsed
 
 
 def default_dtype(device, width, training=True):
-    """The fastest safe precision on a torch.device: 'bfloat16', 'float16' or 'float32'. width: n_embd of the model.
+    """The fastest safe precision on a torch.device: 'bfloat16', 'float16' or 'float32'.
 
-    CUDA cards of compute capability 8 and newer multiply in bfloat16; older ones (T4, V100) only emulate it and take
-    float16. CPUs with AMX or AVX512-BF16 are faster in bfloat16 where the model is not tiny (2 cores with AVX512-BF16,
-    a step at n_embd 128: 1.7x, 384: 2.7x; sampling at 384: 1.7x, at 768: 3x; docs/benchmarks.md)."""
+    width: n_embd of the model."""
     if device.type == 'cuda':
-        return 'bfloat16' if torch.cuda.get_device_capability(device)[0] >= 8 else 'float16'
-    if device.type == 'cpu' and width >= (128 if training else 256):
-        capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
+        # From compute capability 8 on, CUDA cards have bfloat16 units. Older ones (T4, V100) only
+        # emulate bfloat16, and torch.cuda.is_bf16_supported() says True for them too.
+        has_bfloat16 = torch.cuda.get_device_capability(device)[0] >= 8
+        return 'bfloat16' if has_bfloat16 else 'float16'
+
+    # With AMX or AVX512-BF16, a CPU is faster in bfloat16 unless the model is tiny. On 2 cores with
+    # AVX512-BF16: a training step at n_embd 128 1.7x, at 384 2.7x; sampling at 384 1.7x, at 768 3x
+    # (docs/benchmarks.md).
+    smallest_width = 128 if training else 256
+    if device.type == 'cpu' and width >= smallest_width:
+        capabilities = _cpu_capabilities()
         if capabilities.get('amx_bf16') or capabilities.get('avx512_bf16'):
             return 'bfloat16'
     return 'float32'
 
 
 def precision(device, dtype, width):
-    """For training: the resolved dtype name, a factory of autocast contexts, and the gradient scaler (active in float16
-    only)."""
+    """What mixed-precision training needs: the dtype's name, autocast and the gradient scaler.
+
+    dtype: the config key, 'auto' or a name. autocast: a function that returns a context manager.
+    The scaler does nothing unless the dtype is float16."""
     name = default_dtype(device, width) if dtype == 'auto' else dtype
 
     def autocast():
@@ -61,51 +82,77 @@ def precision(device, dtype, width):
             return contextlib.nullcontext()
         return torch.autocast(device.type, dtype=getattr(torch, name))
 
-    return name, autocast, torch.amp.GradScaler(device.type, enabled=name == 'float16')
+    # float16 loses small gradients unless the loss is scaled up; bfloat16 has float32's range.
+    scaler = torch.amp.GradScaler(device.type, enabled=name == 'float16')
+    return name, autocast, scaler
 
 
 def set_up_math(seed, device):
-    """Seeds torch, and lets what remains in float32 on CUDA use the tensor cores' TF32."""
+    """Seeds torch, and on CUDA lets float32 matrix products use TF32 tensor cores."""
     torch.manual_seed(seed)
-    if device.type == 'cuda':  # on a CPU it would lower the precision too
+    if device.type == 'cuda':  # on a CPU, 'high' would lower the precision too
         torch.set_float32_matmul_precision('high')
 
 
+def place(gpt, device, dtype=None):
+    """Moves a GPT to its device, in place, and on a CPU gives it the faster CPU kernels."""
+    from plaingpt.system.cpu_kernels import CpuKernels
+    gpt.to(device=device, dtype=dtype)
+    if device.type == 'cpu':
+        gpt.use_kernels(CpuKernels())
+    return gpt
+
+
+# ---- what the hardware is ----
 def hardware_name(device):
-    """What the hardware calls itself, e.g. 'NVIDIA H200' or 'AMD EPYC (2 threads)'."""
+    """The name that the hardware gives itself, e.g. 'NVIDIA H200' or 'AMD EPYC (2 threads)'."""
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     if device.type == 'mps':
         return f'{platform.machine()} (MPS)'
-    name = getattr(torch.cpu, 'get_capabilities', dict)().get('cpu_name')
-    return f'{name or platform.processor() or platform.machine()} ({torch.get_num_threads()} threads)'
+    name = _cpu_capabilities().get('cpu_name') or platform.processor() or platform.machine()
+    return f'{name} ({torch.get_num_threads()} threads)'
+
+
+def _cpu_capabilities():
+    """{instruction set: whether this CPU has it, …, 'cpu_name': …}; {} from an older torch."""
+    get_capabilities = getattr(torch.cpu, 'get_capabilities', None)
+    if get_capabilities is None:
+        return {}
+    return get_capabilities()
 
 
 def synchronize(device):
-    """Waits for the work queued on the device, so that a clock read next is true."""
+    """Waits for the work queued on the device; a clock read next includes it."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
     elif device.type == 'mps':
         torch.mps.synchronize()
 
 
+# ---- memory ----
 def peak_memory(device, children=False):
-    """(bytes or None, what they count): the most memory this process, or any that it has waited for, has held on the
-    device so far."""
+    """The most memory that this process has used so far: (bytes or None, what they count).
+
+    children: measure the largest child process that has ended, in RAM, instead of this process."""
     if device.type == 'cuda' and not children:
         return torch.cuda.max_memory_allocated(device), 'allocated on the GPU'
     if device.type == 'mps' and not children:
         return torch.mps.driver_allocated_memory(), 'held by Metal now'
     if os.name != 'posix':
         return None, 'unknown on this system'
-    import resource
-    unit = 1 if sys.platform == 'darwin' else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
-    who = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
-    return resource.getrusage(who).ru_maxrss * unit, 'resident in RAM' + ', of the largest process' * children
+
+    import resource  # POSIX only
+    unit = 1 if sys.platform == 'darwin' else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
+    if children:
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        return peak * unit, 'resident in RAM, of the largest process'
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * unit, 'resident in RAM'
 
 
 def device_memory(device):
-    """Bytes of memory that the device has, or None where nothing tells."""
+    """Bytes of memory of the GPU, else of the machine; None where the system does not tell."""
     if device.type == 'cuda':
         return torch.cuda.get_device_properties(device).total_memory
     if hasattr(os, 'sysconf') and 'SC_PHYS_PAGES' in os.sysconf_names:
@@ -114,18 +161,23 @@ def device_memory(device):
 
 
 def room_for_batch(device):
-    """Bytes that a batch of sequences to continue may take: half of what is free on a GPU, a quarter of the RAM."""
+    """Bytes that a batch may take in sampling: half of a GPU's free memory, or a quarter of RAM."""
     if device.type == 'cuda':
-        return torch.cuda.mem_get_info(device)[0] // 2
-    return (device_memory(device) or 2 ** 32) // 4
+        free, _ = torch.cuda.mem_get_info(device)
+        return free // 2
+    ram = device_memory(device) or 2 ** 32  # unknown: assume 4 GiB
+    return ram // 4
 
 
+# ---- torch.compile ----
 def compile_or_warn(model, trial, **options):
-    """Compiles model in place (its state-dict names stay as they are) and runs trial(), which must call the model.
+    """Compiles model in place and runs trial(), which must call it; returns whether that worked.
 
-    torch.compile works only at the first call; whatever stops it there (no C++ compiler, no triton, an unsupported
-    card) becomes one warning, and the model stays eager. Returns whether the model is compiled."""
+    The names in the model's state dict do not change. options: those of torch.compile. If
+    compiling fails, the model stays eager and one warning says why."""
     model.compile(**options)
+    # torch.compile does its work at the first call of the model, so errors appear in the trial: no
+    # C++ compiler, no Triton, a card that is not supported.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
@@ -133,9 +185,11 @@ def compile_or_warn(model, trial, **options):
         return True
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # a compiler's failures share no class; the model itself is proven just below
+    except Exception as error:
+        # Errors of the compilers below torch.compile share no class, hence the catch-all. It hides
+        # no bug of the model: the eager trial below raises that again.
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
     model.compile(disable=True)
     trial()
-    warn(f'torch.compile failed, going on without it ({reason})')
+    warn(f'torch.compile failed, continuing without it ({reason})')
     return False

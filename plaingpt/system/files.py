@@ -1,8 +1,9 @@
 """
-Files that are whole or as they were: the one way in which this project replaces a file on disk.
+Atomic files: the one way in which this project replaces a file on disk.
 
-A reader never sees half of a file, whenever the writer is killed and however full the disk is: the content goes to a
-temporary file in the same folder, is forced to the disk, and takes the place of the old file in one rename.
+A reader never sees half of a file, whenever the writer is killed and however full the disk is. The
+content goes to a temporary file in the same folder, is forced to the disk, and takes the place of
+the old file in one rename.
 """
 import contextlib
 import errno
@@ -12,9 +13,10 @@ import os
 
 @contextlib.contextmanager
 def durable_file(path):
-    """A binary file to write at path; at the end of the block its content is on the disk, not only in a cache.
+    """A binary file to write at path, whose content is on the disk at the end of the block.
 
-    If the block raises, the file is removed. OSError if the disk is full or the folder can't be written."""
+    If the block raises, the file is removed. OSError if the disk is full or the folder can't be
+    written."""
     try:
         with open(path, 'wb') as file:
             yield file
@@ -57,8 +59,8 @@ def temporary_path(path):
 def remove_unfinished(folder, names):
     """Deletes the temporary files of these names that killed processes have left in a folder."""
     for name in names:
-        pattern = os.path.join(glob.escape(folder), f'.{glob.escape(name)}.*tmp')
-        remove([*glob.glob(pattern), os.path.join(folder, f'.{name}.tmp')])
+        # .last.pt.PID.tmp, and the .last.pt.tmp of earlier versions.
+        remove(glob.glob(os.path.join(glob.escape(folder), f'.{glob.escape(name)}.*tmp')))
 
 
 def remove(paths):
@@ -82,11 +84,3 @@ def sync(path):
             raise
     finally:
         os.close(descriptor)
-
-
-def replace_file(path, content):
-    """To be replaced by write_atomically() in its callers."""
-    from plaingpt.system.messages import explained
-    with explained(OSError, prefix=f'{path} could not be written: '):
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        write_atomically(path, content)

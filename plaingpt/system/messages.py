@@ -1,6 +1,10 @@
 """
-How the scripts speak and end: one sentence for a user's mistake, lines and warnings from one process of many, and the
-signals that ask a run to stop. It imports no torch, so that what needs none starts at once.
+What the scripts tell the user: the sentence in which an error ends, warnings, and lines of
+progress.
+
+A user's mistake raises UserError wherever it is found, and reaches the terminal as one sentence
+instead of a traceback. With several ranks, only the first prints and warns. This module does not
+import torch, so scripts that need no torch start at once.
 """
 import contextlib
 import os
@@ -10,21 +14,29 @@ import time
 
 from tqdm import tqdm
 
-RANK, LOCAL_RANK = int(os.environ.get('RANK', 0)), int(os.environ.get('LOCAL_RANK', 0))  # torchrun sets them
+# torchrun sets both: this process's number within the job, and within its machine.
+RANK = int(os.environ.get('RANK', 0))
+LOCAL_RANK = int(os.environ.get('LOCAL_RANK', 0))
+
+STDOUT, STDERR = 1, 2  # file descriptors
 
 
+# ---- errors ----
 class UserError(Exception):
-    """A user's mistake or a broken file. Its message is the one sentence to print: what is wrong, where, what to do.
-    Uncaught, it ends the process with that sentence on stderr, no traceback and exit status 2."""
+    """A user's mistake or a broken file; the message says what is wrong, where, and what to do.
+
+    Uncaught, it ends the process with that sentence on stderr, no traceback, and exit status 2."""
 
 
 def end_with(sentences):
-    """Prints the sentences as errors and exits with status 2.
+    """Prints the sentences as errors on stderr and exits with status 2.
 
-    Most mistakes are met by all ranks at once: then the first of each machine speaks, and torchrun ends the others
-    while they wait here. One that has met a mistake alone is still there after the wait, and speaks."""
+    Usually all ranks find the same mistake at the same time. Then the first rank of each machine
+    prints it, and torchrun terminates the other ranks while they wait here. A rank that found a
+    mistake alone is still alive after the wait, and prints it."""
     sys.stdout.flush()
-    if LOCAL_RANK:
+    if LOCAL_RANK > 0:
+        # StopSignal, if train.py has installed it, would keep torchrun's SIGTERM from ending us.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(5)
     sys.stderr.write(''.join(f'error: {sentence}\n' for sentence in sentences))
@@ -32,31 +44,40 @@ def end_with(sentences):
 
 
 def sentence_for(error):
-    """The sentence for the user that an exception stands for, or None if it is a bug."""
+    """The sentence to show the user for this exception, or None if the exception is a bug."""
     if isinstance(error, UserError):
         return str(error)
-    torch = sys.modules.get('torch')
+    advice = 'use fewer or shorter sequences at a time, or a smaller model'
+    torch = sys.modules.get('torch')  # where it was never imported, no error can be torch's
     if torch and isinstance(error, torch.OutOfMemoryError):
-        return 'the GPU is out of memory: fewer or shorter sequences at a time, or a smaller model, need less'
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
-        return 'there is not enough memory: fewer or shorter sequences at a time, or a smaller model, need less'
+        return f'the GPU is out of memory: {advice}'
+    # On a CPU, torch raises a plain RuntimeError; only its text tells what happened.
+    torch_needs_ram = "DefaultCPUAllocator: can't allocate memory" in str(error)
+    if isinstance(error, MemoryError) or torch_needs_ram:
+        return f'there is not enough memory: {advice}'
     return None
 
 
 def explain_user_errors():
-    """Lets an uncaught UserError end the process with its sentence, a Ctrl-C without one, and other exceptions as they
-    would have."""
-    otherwise = sys.excepthook
+    """Makes an uncaught UserError end the process with its sentence, and Ctrl-C end it silently.
+
+    Bugs keep their traceback."""
+    previous_hook = sys.excepthook
 
     def hook(kind, error, traceback):
-        if sentence := sentence_for(error):
+        sentence = sentence_for(error)
+        if sentence:
             end_with([sentence])
         if issubclass(kind, KeyboardInterrupt):
             sys.exit(128 + signal.SIGINT)
+        # gloo has no exception class of its own, but its messages name the C++ file that raised
+        # them. They mean that another rank is gone; a traceback here would bury that rank's error.
         if 'gloo/transport' in str(error):
-            sys.stderr.write(f'error: rank {RANK} has lost another, which says why or was killed\n')
-            os._exit(1)  # as in processes.leave()
-        otherwise(kind, error, traceback)
+            sys.stderr.write(f'error: rank {RANK} lost its connection to another rank; '
+                             "see that rank's error\n")
+            # Python's clean-up would wait for gloo's threads and can crash; see processes.leave().
+            os._exit(1)
+        previous_hook(kind, error, traceback)
 
     sys.excepthook = hook
 
@@ -66,7 +87,7 @@ explain_user_errors()
 
 @contextlib.contextmanager
 def explained(*kinds, prefix=''):
-    """Turns exceptions of these kinds into UserError; for calls whose exceptions of them are sentences for the user."""
+    """Turns exceptions of these kinds into a UserError that consists of prefix and their text."""
     try:
         yield
     except kinds as error:
@@ -74,7 +95,7 @@ def explained(*kinds, prefix=''):
 
 
 def complaints(check, *arguments):
-    """[the sentence with which the call is refused], or [] if it is not: for a script's problems()."""
+    """What check(*arguments) refuses, for a script's problems(): one sentence in a list, or []."""
     try:
         check(*arguments)
     except UserError as error:
@@ -82,31 +103,39 @@ def complaints(check, *arguments):
     return []
 
 
+# ---- output ----
 def warn(sentence):
-    """One line on stderr, from the first rank alone."""
+    """Prints a warning on stderr, from the first rank only."""
     if RANK == 0:
-        _say(2, lambda: print(f'warning: {sentence}', file=sys.stderr, flush=True))
+        with _output_that_may_fail(STDERR):
+            print(f'warning: {sentence}', file=sys.stderr, flush=True)
 
 
 def print0(line):
-    """Prints from the first rank alone, at once, and above a progress bar if there is one."""
+    """Prints a line on stdout at once, above any progress bar, from the first rank only."""
     if RANK == 0:
-        _say(1, lambda: (tqdm.write(line), sys.stdout.flush()))
+        with _output_that_may_fail(STDOUT):
+            tqdm.write(line)
+            sys.stdout.flush()
 
 
-def _say(stream, write):
-    """Calls write, which writes to this stream (1 or 2). A line that finds no reader (`| head`) asks the process to
-    stop, and one that finds no room on the disk is left out: neither may end a run before it has saved its state."""
+@contextlib.contextmanager
+def _output_that_may_fail(descriptor):
+    """Keeps a failing write to this file descriptor from ending a run before it has saved.
+
+    If the reader of a pipe is gone (`| head`), the process sends itself SIGTERM, on which train.py
+    saves and stops. If the log is on a full disk, the line is lost, but metrics.jsonl keeps its
+    figures until there is room again."""
     try:
-        write()
+        yield
     except BrokenPipeError:
-        _silence(stream)
+        discard_output(descriptor)
         signal.raise_signal(signal.SIGTERM)
     except OSError:
-        pass  # the log is on a full disk: it lacks this line, and what was measured comes in metrics.jsonl
+        pass
 
 
-def _silence(stream):
-    """Leads a stream into nothing, where what it led to is no longer there."""
-    with open(os.devnull, 'wb') as nowhere:
-        os.dup2(nowhere.fileno(), stream)
+def discard_output(descriptor):
+    """Redirects this file descriptor to the null device, because its reader is gone."""
+    with open(os.devnull, 'wb') as null_device:
+        os.dup2(null_device.fileno(), descriptor)

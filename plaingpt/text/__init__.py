@@ -1,0 +1,1 @@
+"""From text to batches: fetching, tokenizers, token files, data sets on disk."""

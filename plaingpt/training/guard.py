@@ -1,69 +1,119 @@
 """
-How the weights move: the learning rate of a step, the optimizers, the guard against numbers that are not finite, and
-the figures by which one sees whether a run is healthy.
-
-References:
-[1] Jordan et al. 2024, Muon: An optimizer for hidden layers in neural networks, kellerjordan.github.io/posts/muon
-[2] Hu et al. 2024, MiniCPM, arXiv 2404.06395, section 4: the warm-up, stable, decay schedule (wsd)
-[3] Smith 2015, Cyclical Learning Rates for Training Neural Networks, arXiv 1506.01186, section 3.3: the range test
+The guard: it takes the optimizer's step, and keeps a loss or a gradient that is not finite from
+reaching the weights.
 """
 import math
+from typing import NamedTuple
 
 import torch
 
 
+class Halt(NamedTuple):
+    """The first step whose loss or gradient norm was not finite."""
+    step: int
+    loss: float
+    grad_norm: float
+
+
+class StepReport(NamedTuple):
+    """What the guard has seen: of the last step, and since the last report."""
+    loss: float          # of the last step, mean over all ranks; may be infinite or NaN
+    grad_norm: float     # of the last step, before clipping; may be infinite or NaN
+    skipped: int         # steps since the last report that float16 overflows have cost
+    clipped: int         # steps since the last report with a gradient norm above grad_clip
+    steps: int           # steps since the last report
+    halted: Halt | None  # None as long as all is well
+
+
 class Guard:
-    """Keeps what is not finite from the weights, on all ranks alike, and without a wait for the device in each step.
+    """Takes each step of the optimizer, unless a loss or gradient is not finite on any rank.
 
-    After a step whose loss or gradient is not finite no step changes the weights, until look() tells; but where float16
-    has overflowed only that step is left out, and the scaler lowers its scale, as long as that is above 1."""
+    After the first such step the guard is halted: no later step changes the weights, and read()
+    says which step it was. A float16 overflow does not halt: all ranks skip that step, and the
+    scaler halves its scale, as long as the scale is above 1.
 
-    def __init__(self, process, optimizer, scaler, grad_clip=0.0, resumed=None):
-        """resumed: a dict with what unlogged() has returned, or None."""
-        self.process, self.optimizer, self.scaler, self.grad_clip = process, optimizer, scaler, grad_clip
-        # Metal's fused kernel takes no notice of found_inf, nor does Muon: there each step waits for the device.
-        self.waits = process.device.type == 'mps' or not all(group.get('fused') for group in optimizer.param_groups)
-        # Loss and norm of the last step, steps left out, steps clipped, steps, whether halted, and number, loss and
-        # norm of what did that.
-        self.seen = torch.zeros(9, device=process.device)
-        for i, key in (3, 'clipped'), (4, 'unlogged'):
-            self.seen[i] = (resumed or {}).get(key, 0)
+    step() queues its checks on the device and does not wait for their result; read() waits."""
+
+    def __init__(self, process, optimizer, scaler, grad_clip=0.0):
+        """process: a processes.Process; scaler: a torch.amp.GradScaler, enabled in float16 only;
+        grad_clip: the norm to which gradients are clipped before step(), 0.0 for no limit."""
+        self.process = process
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self.clip_limit = grad_clip or math.inf
+
+        # A fused optimizer leaves the weights alone if its found_inf is 1, so that the host need
+        # not know. Metal's fused kernel ignores found_inf, and Muon has none: these must wait.
+        fused = all(group.get('fused') for group in optimizer.param_groups)
+        self.must_wait = not fused or process.device.type == 'mps'
+
+        def zero(dtype):
+            return torch.zeros((), dtype=dtype, device=process.device)
+
+        # The last step, and counts since the last read().
+        self.loss = zero(torch.float32)
+        self.grad_norm = zero(torch.float32)
+        self.skipped = zero(torch.int64)
+        self.clipped = zero(torch.int64)
+        self.steps = 0
+        # Whether a step was not finite, and the first one that was not.
+        self.halted = zero(torch.bool)
+        self.halt_step = zero(torch.int64)
+        self.halt_loss = zero(torch.float32)
+        self.halt_norm = zero(torch.float32)
+
+        self.one = torch.ones((), device=process.device)
 
     def step(self, number, loss, grad_norm):
-        """The optimizer's step of this number, for this rank's share of the loss and its norm of the gradient before it
-        was clipped."""
-        one = torch.ones((), device=self.process.device)
-        scale = self.scaler.scale(one)
-        loss, overflows = self.process.sum(torch.stack([loss, ~grad_norm.isfinite()]))  # over all ranks
-        skipped = (overflows == self.process.world_size) & (scale > 1)
-        bad = ~loss.isfinite() | ((overflows > 0) & ~skipped)
-        halted = self.seen[5] > 0
-        first = torch.where(halted, self.seen[6:], torch.stack([one * number, loss, grad_norm]))
-        clipped = grad_norm > (self.grad_clip or math.inf)
-        counts = self.seen[2:5] + torch.stack([skipped, clipped, one])
-        self.seen = torch.cat([torch.stack([loss, grad_norm]), counts, (halted | bad)[None], first])
-        self.optimizer.found_inf = self.seen[5].maximum(skipped)  # a fused optimizer does nothing where this is 1
-        if not (self.waits and self.optimizer.found_inf):
+        """Takes training step `number`, counted from 1, if its numbers are finite on all ranks.
+
+        loss: this rank's share of the loss, a float32 scalar on the device; the shares add up to
+        the mean. grad_norm: the norm of this rank's gradients before clipping, likewise."""
+        scale = self.scaler.scale(self.one)  # 1 if the scaler is disabled
+
+        # One sum over the ranks tells each of them what all have seen.
+        shared = torch.stack([loss, ~grad_norm.isfinite()])
+        loss, overflows = self.process.sum(shared)
+
+        # float16 overflows on all ranks at once, since they share the averaged gradients. An
+        # overflow at scale 1, or on some ranks only, is a real one.
+        skip = (overflows == self.process.world_size) & (scale > 1)
+        bad = ~loss.isfinite() | ((overflows > 0) & ~skip)
+
+        first_bad = bad & ~self.halted
+        self.halt_step = torch.where(first_bad, number, self.halt_step)
+        self.halt_loss = torch.where(first_bad, loss, self.halt_loss)
+        self.halt_norm = torch.where(first_bad, grad_norm, self.halt_norm)
+        self.halted = self.halted | bad
+
+        self.loss = loss
+        self.grad_norm = grad_norm
+        self.skipped += skip
+        self.clipped += grad_norm > self.clip_limit
+        self.steps += 1
+
+        self.optimizer.found_inf = (self.halted | skip).float()
+        if not self.must_wait or not self.optimizer.found_inf:
             self.optimizer.step()
+
+        # The scaler sees infinite gradients of this rank only, not a norm that overflows although
+        # they are finite. So the guard sets the scale on all ranks: half after a skipped step.
         self.scaler.update()
-        if self.scaler.is_enabled():  # which has not seen what was finite before the norm, or on this rank
-            self.scaler.update(torch.where(skipped, scale / 2, self.scaler.scale(one)))
+        if self.scaler.is_enabled():
+            updated_scale = self.scaler.scale(self.one)
+            self.scaler.update(torch.where(skip, scale / 2, updated_scale))
 
-    def look(self, closing=True):
-        """(record, None or (number, sentence) of the first step that was not finite), for which this rank waits for its
-        device. record: the steps left out since the last look, if any; and, closing a line of the log, loss and norm of
-        the last step, the latter None if it is not finite, and the share of steps clipped since the last line."""
-        loss, norm, skipped, clipped, steps, halted, *first = self.seen.tolist()
-        self.seen[2] = 0
-        record = {'skipped': int(skipped)} if skipped else {}
-        if closing:
-            self.seen[3:5] = 0
-            record |= {'loss': loss, 'grad_norm': norm if math.isfinite(norm) else None,
-                       'clipped': clipped / max(1, steps)}
-        wrong = (f'after step {first[0] - 1:.0f} the loss is {first[1]} and the gradient norm {first[2]}: stopped '
-                 'before they reached the weights')
-        return record, (int(first[0]), wrong) if halted else None
+    def read(self):
+        """Waits for the device, and returns a StepReport; the counts start again at 0."""
+        loss, grad_norm = torch.stack([self.loss, self.grad_norm]).tolist()
+        counts = torch.stack([self.skipped, self.clipped, self.halted]).tolist()
+        skipped, clipped, is_halted = counts
+        halt = None
+        if is_halted:
+            halt = Halt(self.halt_step.item(), self.halt_loss.item(), self.halt_norm.item())
+        report = StepReport(loss, grad_norm, skipped, clipped, self.steps, halt)
 
-    def unlogged(self):
-        """{'clipped': steps clipped since the last line of the log, 'unlogged': steps since then}."""
-        return dict(zip(('clipped', 'unlogged'), map(int, self.seen[3:5].tolist()), strict=True))
+        self.skipped.zero_()
+        self.clipped.zero_()
+        self.steps = 0
+        return report

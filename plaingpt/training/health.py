@@ -1,11 +1,8 @@
 """
-How the weights move: the learning rate of a step, the optimizers, the guard against numbers that are not finite, and
-the figures by which one sees whether a run is healthy.
+The health of a run: how large the weights are, and how far a step moves them.
 
-References:
-[1] Jordan et al. 2024, Muon: An optimizer for hidden layers in neural networks, kellerjordan.github.io/posts/muon
-[2] Hu et al. 2024, MiniCPM, arXiv 2404.06395, section 4: the warm-up, stable, decay schedule (wsd)
-[3] Smith 2015, Cyclical Learning Rates for Training Neural Networks, arXiv 1506.01186, section 3.3: the range test
+A step of a thousandth of the weights is usual. With much less, a run learns slowly; much more often
+leads to divergence.
 """
 import contextlib
 import math
@@ -13,48 +10,112 @@ import re
 
 import torch
 
+# The kinds of parameters, and what their names contain; all other parameters are norms.
+PATTERNS = {
+    'embedding': r'wte|wpe',
+    'attention': r'\.attn\.',
+    'mlp': r'\.mlp\.',
+    'head': r'lm_head',
+}
+KINDS = (*PATTERNS, 'norm')
+SAMPLE_SIZE = 2048  # a parameter with more elements is represented by about so many, 2/3 to 2 times
+
+
+class Sample:
+    """Elements spread evenly over the parameters of one kind, from which norms are estimated.
+
+    The estimates are within 1 or 2%. They take a fortieth of the time of a step of the smallest
+    net, and a few thousandths with larger ones (docs/modern.md)."""
+
+    def __init__(self, parameters):
+        """parameters: a list. They must be on their device already, and stay there."""
+        self.parameters = parameters
+        self.views = []  # the elements of each parameter, in its own memory
+        for parameter in parameters:
+            # An odd stride is seldom a multiple of the row length, so it visits all columns.
+            stride = parameter.numel() // SAMPLE_SIZE
+            if stride % 2 == 0:
+                stride += 1
+            self.views.append(parameter.detach().view(-1)[::stride])
+        self.moved = None  # whether each parameter moved in the last step that was watched
+        self.represented = None  # for each element of values(), how many it stands for
+
+    def values(self):
+        """The elements of all parameters now, one after another, as a tensor (elements,)."""
+        return torch.cat(self.views)
+
+    def norms(self, before):
+        """Norms of the parameters that a step moved, and of their change: a tensor (2,).
+
+        before: values() before the step. Call it while the gradients of the step still exist."""
+        change = self.values() - before
+        self._update_represented()
+        squares = torch.stack([before, change]).square() * self.represented
+        return squares.sum(dim=1).sqrt()
+
+    def _update_represented(self):
+        moved = [parameter.grad is not None for parameter in self.parameters]
+        if moved == self.moved:
+            return
+        self.moved = moved
+        parts = []
+        for parameter, view, has_moved in zip(self.parameters, self.views, moved, strict=True):
+            # Frozen parameters do not count.
+            number = parameter.numel() / len(view) if has_moved else 0.0
+            parts.append(torch.full_like(view, number))
+        self.represented = torch.cat(parts)
+
 
 class Health:
-    """The norm of the weights that a step moves, and of the step, by kinds of weights. A step of a thousandth of the
-    weights is usual; one of much less learns slowly, of much more often leads to divergence.
-
-    Of a tensor of more than SAMPLE elements so many count, spread evenly: both norms are estimates, to 1% or 2%, and
-    cost a fortieth of a step of the smallest net, of others some thousandths (docs/modern.md)."""
-
-    KINDS = {'embedding': r'wte|wpe', 'attention': r'\.attn\.', 'mlp': r'\.mlp\.', 'head': 'lm_head', 'norm': ''}
-    SAMPLE = 2048
+    """Measures the norms of the weights, and of how far a step moves them, for each kind."""
 
     def __init__(self, gpt):
-        of_kind = {kind: [] for kind in self.KINDS}
+        """gpt: on its device already, where it must stay."""
+        parameters_of = {kind: [] for kind in KINDS}
         for name, parameter in gpt.named_parameters():
-            of_kind[next(kind for kind, part in self.KINDS.items() if re.search(part, name))].append(parameter)
-        self.parameters = [parameter for some in of_kind.values() for parameter in some]
-        # Odd strides, which are seldom a multiple of a row's length. The elements are of the parameters' own memory.
-        self.samples = [p.detach().view(-1)[::p.numel() // self.SAMPLE | 1] for p in self.parameters]
-        sizes = {parameter: len(sample) for parameter, sample in zip(self.parameters, self.samples, strict=True)}
-        self.lengths = [sum(map(sizes.get, some)) for some in of_kind.values()]  # of the kinds' samples
-        self.moved = self.weights = self.norms = None
+            parameters_of[kind_of(name)].append(parameter)
+        self.samples = {}
+        for kind, parameters in parameters_of.items():
+            if parameters:  # a tied head is an embedding
+                self.samples[kind] = Sample(parameters)
+        self.norms = None  # of the last step, (kinds, 2) on the device; None: it was not watched
 
     @contextlib.contextmanager
     def watch(self, wanted=True):
-        """Around the step that figures() is to tell of."""
-        before, self.norms = torch.cat(self.samples) if wanted else None, None
-        yield
+        """A context around the optimizer's step: figures() then describes that step, if wanted."""
+        self.norms = None
         if not wanted:
+            yield
             return
-        moved = [parameter.grad is not None for parameter in self.parameters]
-        if moved != self.moved:  # for how many elements each stands, none where they are frozen
-            factors = [counts * p.numel() / len(some)
-                       for p, some, counts in zip(self.parameters, self.samples, moved, strict=True)]
-            self.weights = torch.cat([torch.full_like(*both) for both in zip(self.samples, factors, strict=True)])
-            self.moved = moved
-        squares = torch.stack([before, torch.cat(self.samples) - before]).square() * self.weights
-        self.norms = torch.stack([part.sum(dim=1) for part in squares.split(self.lengths, dim=1)]).sqrt()  # (kinds, 2)
+        before = [sample.values() for sample in self.samples.values()]
+        yield
+        norms = []
+        for sample, values in zip(self.samples.values(), before, strict=True):
+            norms.append(sample.norms(values))
+        self.norms = torch.stack(norms)
 
     def figures(self):
-        """{'weight_norm': {kind: norm}, 'update_ratio': {kind: norm of the step / norm of the weights}} of the last
-        step, {} if it was not watched."""
-        found = {} if self.norms is None else dict(zip(self.KINDS, self.norms.tolist(), strict=True))
-        found = {kind: norms for kind, norms in found.items() if norms[0] and all(map(math.isfinite, norms))}
-        return found and {'weight_norm': {kind: norm for kind, (norm, _) in found.items()},
-                          'update_ratio': {kind: step / norm for kind, (norm, step) in found.items()}}
+        """The figures of the last step for metrics.jsonl; {} if the step was not watched.
+
+        They are {'weight_norm': {kind: norm}, 'update_ratio': {kind: norm of step / of weights}},
+        without kinds that are frozen or not finite. Waits for the device."""
+        if self.norms is None:
+            return {}
+        weight_norm = {}
+        update_ratio = {}
+        for kind, (weights, update) in zip(self.samples, self.norms.tolist(), strict=True):
+            are_finite = math.isfinite(weights) and math.isfinite(update)
+            if are_finite and weights > 0:
+                weight_norm[kind] = weights
+                update_ratio[kind] = update / weights
+        if not weight_norm:
+            return {}
+        return {'weight_norm': weight_norm, 'update_ratio': update_ratio}
+
+
+def kind_of(name):
+    """The kind of a parameter, one of KINDS, by its name in the model."""
+    for kind, pattern in PATTERNS.items():
+        if re.search(pattern, name):
+            return kind
+    return 'norm'

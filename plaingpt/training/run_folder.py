@@ -1,101 +1,121 @@
 """
-The folder of a run, its out_dir: who may write into it, its metrics.jsonl, and what becomes of a run that was there
-before.
+The folder of a run, its out_dir: which run may write into it, and what becomes of an earlier run.
 
     .lock          held by the run that writes here
-    metrics.jsonl  one JSON object a step that was logged or evaluated
-    loss.png       what plot.py has drawn of it
-    find_lr.png    what the search for a learning rate has found
-    adapter/       what LoRA has learnt, which finetuning.py writes
-    replaced/N/    the runs that were here before a new one started
-
-checkpoint.py owns the rest of what is in it.
+    ckpt.pt …      checkpoints, which checkpoints.py writes
+    metrics.jsonl  one JSON object for each step that was logged or evaluated; see metrics.py
+    loss.png       its picture, drawn by plot.py
+    find_lr.png    the picture of a learning-rate search
+    adapter/       the LoRA adapter, in peft's format
+    replaced/N/    runs that were here before a new one started
 """
 import errno
 import itertools
 import os
 from importlib.util import find_spec
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from plaingpt.system.files import remove
+from plaingpt.system.files import remove_unfinished
 from plaingpt.system.messages import UserError, complaints, explained, warn
-from plaingpt.training.metrics import Metrics, cut_metrics
+from plaingpt.training import metrics
 
 CHECKPOINTS = ('ckpt.pt', 'ckpt.prev.pt', 'last.pt', 'last.prev.pt')
-TEMPORARY = ('.ckpt.pt.tmp', '.last.pt.tmp', '.metrics.jsonl.tmp', '.loss.png.tmp', '.find_lr.png.tmp')
+OTHER_FILES = ('metrics.jsonl', 'loss.png', 'adapter')
+# The files that are written beside their place first, and that a kill can leave unfinished.
+REPLACED_FILES = ('ckpt.pt', 'last.pt', 'metrics.jsonl', 'loss.png', 'find_lr.png')
+
+
+class Claim(NamedTuple):
+    """The lock of an out_dir, and the status of its file at the time."""
+    lock: FileLock
+    status: os.stat_result
+
+
+_claims = {}  # for each out_dir that this process writes into; held until the process ends
 
 
 def problems(run):
-    """Yields what is wrong with a run's out_dir or wandb_log."""
-    if run['wandb_log'] and not find_spec('wandb'):
+    """Yields what is wrong with the keys of train.py about out_dir and wandb."""
+    writes = not (run['plan'] or run['find_lr'] or run['eval_only'])
+    if run['wandb_log'] and writes and not find_spec('wandb'):
         yield 'wandb_log=True needs the package: pip install wandb'
     yield from complaints(check_name, run['out_dir'])
 
 
 def check_name(out_dir):
     """UserError if this can't be the folder of a run."""
-    if not out_dir or '\0' in out_dir or out_dir != out_dir.encode(errors='ignore').decode():  # torch reads UTF-8 names
-        raise UserError(f'out_dir={out_dir!r} cannot be the name of a folder: --out_dir=. is the one where you are')
+    is_utf8 = out_dir == out_dir.encode(errors='ignore').decode()  # torch reads no other names
+    if not out_dir or '\0' in out_dir or not is_utf8:
+        raise UserError(f'out_dir={out_dir!r} cannot be the name of a folder: '
+                        '--out_dir=. is the current one')
     if os.path.exists(out_dir) and not os.path.isdir(out_dir):
         raise UserError(f'out_dir={out_dir!r} is a file: name a folder')
 
 
-_claims = {}  # the lock of each out_dir that this process writes into, and its file's status: kept until the end
-
-
 def claim(out_dir):
-    """Makes out_dir, if missing, and makes it this process's own until it ends, however it ends.
+    """Makes out_dir, if missing, and locks it for this process until that ends, however it ends.
 
-    Clears away the unfinished files of one that was killed. Called again, it sees to it that the folder still is the
-    claimed one. UserError if another run has it; OSError if it can't be written."""
+    Removes unfinished files of runs that were killed. Called again, it makes sure that the folder
+    is still the locked one. UserError if another run holds it; OSError if it can't be written."""
     os.makedirs(out_dir, exist_ok=True)
     path = os.path.join(out_dir, '.lock')
-    if out_dir in _claims and os.path.exists(path) and os.path.samestat(os.stat(path), _claims[out_dir][1]):
+    if _is_ours(out_dir, path):
         return
-    lock = FileLock(path, fallback_to_soft=False)  # whose file outlives a kill, and would shut out the next start
+    # Without filelock's fall-back to a lock file that outlives a kill and shuts out the next start.
+    lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise UserError(f'another run is writing into {out_dir}: wait for its end, stop it, or choose another '
-                        '--out_dir') from None
+        raise UserError(f'another run is writing into {out_dir}: wait for its end, stop it, or '
+                        'choose another --out_dir') from None
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
             raise
-        warn(f'the disk of {out_dir} knows no locks: see to it that no other run writes there')
-    _claims[out_dir] = lock, os.stat(path)
-    remove(os.path.join(out_dir, name) for name in TEMPORARY)
+        warn(f'the file system of {out_dir} does not support locks: make sure that no other run '
+             'writes there')
+    _claims[out_dir] = Claim(lock, os.stat(path))
+    remove_unfinished(out_dir, REPLACED_FILES)
+
+
+def _is_ours(out_dir, lock_path):
+    if out_dir not in _claims or not os.path.exists(lock_path):
+        return False
+    return os.path.samestat(os.stat(lock_path), _claims[out_dir].status)
 
 
 def enter(out_dir):
-    """claim() for the start of a run, where a folder that can't be written is the user's mistake."""
+    """claim() at the start of a run, where a folder that can't be written is the user's mistake."""
     with explained(OSError, prefix='out_dir cannot be written: '):
         claim(out_dir)
 
 
-def begin(out_dir, step, wandb_options=None):
-    """Metrics of a run that goes on in out_dir after this step; None: of a new one, for which it makes room there.
-
-    wandb_options: what wandb.init takes, to log there too. UserError if it refuses, or the disk does."""
-    enter(out_dir)
-    wandb = None
-    if wandb_options:
-        import wandb
-        with explained(wandb.errors.Error, prefix='wandb_log=True, but Weights & Biases refuses: '):
-            wandb.init(resume='allow', **wandb_options)
+def start_new(out_dir):
+    """Prepares out_dir for a new run."""
     with explained(OSError, prefix='out_dir cannot be written: '):
-        set_aside(out_dir) if step is None else cut_metrics(out_dir, step)
-    return Metrics(out_dir, wandb)
+        set_aside(out_dir)
+
+
+def reopen(out_dir, step):
+    """Prepares out_dir for a run that continues in it from this step."""
+    with explained(OSError, prefix='out_dir cannot be written: '):
+        metrics.cut(out_dir, step)
 
 
 def set_aside(out_dir):
-    """Moves the run that an out_dir holds into the next out_dir/replaced/N, so that a new one can't mix with it."""
-    names = *CHECKPOINTS, 'metrics.jsonl', 'loss.png', 'adapter'
-    found = [name for name in names if os.path.exists(os.path.join(out_dir, name))]
-    if found:
-        numbers = (os.path.join(out_dir, 'replaced', str(n)) for n in itertools.count(1))
-        replaced = next(folder for folder in numbers if not os.path.exists(folder))
-        os.makedirs(replaced)
-        for name in found:
-            os.replace(os.path.join(out_dir, name), os.path.join(replaced, name))
-        warn(f'{out_dir} held another run, which is now in {replaced}')
+    """Moves the run that out_dir holds to the next replaced/N in it, to make room for a new one."""
+    found = []
+    for name in (*CHECKPOINTS, *OTHER_FILES):
+        if os.path.exists(os.path.join(out_dir, name)):
+            found.append(name)
+    if not found:
+        return
+    for number in itertools.count(1):
+        replaced = os.path.join(out_dir, 'replaced', str(number))
+        if not os.path.exists(replaced):
+            break
+    os.makedirs(replaced)
+    for name in found:
+        os.replace(os.path.join(out_dir, name), os.path.join(replaced, name))
+    warn(f'{out_dir} held another run, which is now in {replaced}')

@@ -1,147 +1,229 @@
 """
-Going on from weights that are there: whose they are, which of them are trained, and LoRA [1], which trains a few small
-matrices beside them.
+Where the weights of a model come from: random numbers, a checkpoint, or a published GPT-2.
 
-A LoRA run's checkpoint holds the adapter alone under 'model', and {'rank', 'alpha', 'dropout', 'targets', 'base',
-'base_digest'} under 'lora'. The folder of an adapter is peft's: adapter_config.json and adapter_model.safetensors, in
-whose metadata are the same settings and the tokenizer.
-
-[1] Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, arXiv 2106.09685
+init_from names the source: 'scratch', the folder of a run or a .pt file of it, or a model in
+Hugging Face's form. A checkpoint of a LoRA run holds only the adapter, so it is built from two
+sources: its base, which is opened first, and the adapter's matrices.
 """
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from typing import NamedTuple
 
 from model import GPT, GPTConfig
-from plaingpt.formats.peft_adapter import CONFIG
+from plaingpt.formats import hugging_face, peft_adapter
+from plaingpt.formats.hugging_face import CannotLoad
 from plaingpt.system.messages import UserError, explained, warn
-from plaingpt.text.data_sets import GPT2_VOCAB_SIZE
-from plaingpt.training import checkpoints
-from plaingpt.training.freezing import _pattern
-from plaingpt.training.lora import LORA, _check_settings, add_lora, digest_of_base, restore_lora
+from plaingpt.text.data_sets import rounded_vocab_size
+from plaingpt.training import checkpoints, freezing, lora
+from plaingpt.training.lora import LoraSettings
 
-NO_BASE = 'lora_rank adapts weights that are there: give --init_from, a GPT-2 or the folder of a run'
+NEEDS_BASE = ('lora_rank adapts existing weights: name them with --init_from, which takes the name '
+              'of a GPT-2 or the folder of a run')
 
+
+class RunModel(NamedTuple):
+    """The model of a training run."""
+    gpt: GPT
+    tokenizer: dict | None      # the one that the weights were trained with, if known
+    lora: LoraSettings | None   # of the adapter, in a LoRA run
+
+
+# ---- opening a model ----
 
 def find(init_from):
-    """(checkpoint, path) of a run's folder or of a .pt file, nanoGPT's too; ({}, init_from) of anything else, which
-    must be Hugging Face's. UserError if it is broken, or a folder that is neither."""
+    """(checkpoint, path) of a run's folder or a .pt file; ({}, init_from) of any other source.
+
+    The other source must then be Hugging Face's. UserError if a checkpoint is broken, or if a
+    folder holds neither a run nor a model."""
     if checkpoints.present(init_from):
         return checkpoints.load_to_sample(init_from)
     if init_from.endswith('.pt') or os.path.isfile(init_from):
-        return checkpoints.load(init_from, ('model',)), init_from
-    if os.path.isdir(init_from) and not os.path.exists(os.path.join(init_from, 'config.json')):
-        adapter = os.path.exists(os.path.join(init_from, CONFIG))
-        raise UserError(f'init_from={init_from} ' + (
-            f'is an adapter: python sample.py --adapter={init_from} --merge=FOLDER makes a model of it' if adapter else
-            'has neither the ckpt.pt or last.pt of a run nor the config.json of a Hugging Face model'))
+        return checkpoints.load(init_from, verified=('model',)), init_from
+    is_hugging_face = os.path.exists(os.path.join(init_from, 'config.json'))
+    if os.path.isdir(init_from) and not is_hugging_face:
+        if os.path.exists(os.path.join(init_from, peft_adapter.CONFIG)):
+            raise UserError(f'init_from={init_from} is an adapter: python sample.py '
+                            f'--adapter={init_from} --merge=FOLDER makes a model of it')
+        raise UserError(f'init_from={init_from} has neither the ckpt.pt or last.pt of a run nor '
+                        'the config.json of a Hugging Face model')
     return {}, init_from
 
 
 def build(saved, path, dropout=0.0, weights=True):
-    """GPT of what find(), or a loader of checkpoint.py, has returned; of a LoRA run its base with the adapter.
+    """The GPT of what find(), or a loader of checkpoints.py, has returned.
 
-    weights=False: random ones, in the same shape. UserError, or ValueError for Hugging Face's, in one sentence."""
+    For a LoRA run it is the base with the adapter. weights=False: random weights in that shape.
+    UserError if the model can't be built; hugging_face.CannotLoad, a ValueError, if it is Hugging
+    Face's."""
     if not saved:
-        return GPT.from_pretrained(path, {'dropout': dropout}, weights)
-    lora, args = saved.get('lora'), saved['model_args']
-    with explained(ValueError, TypeError, prefix=f'{path}: '):
-        if lora is None:
-            gpt = GPT(GPTConfig(**args | {'dropout': dropout}))
-            if weights:
-                checkpoints.restore_model(gpt, saved, path)
-            return gpt
-        _check_settings(lora, path)
-        if os.path.isabs(lora['base']) and not os.path.exists(lora['base']):
-            raise UserError(f"{path} is an adapter of {lora['base']}, which is not there any more: put it back (a link "
-                            'will do)')
-        gpt, _ = open_base(lora['base'], dropout, weights)
-    restore_lora(gpt, lora, saved['model'], path, args['block_size'], weights)
-    if unlike := [key for key, value in args.items() if key != 'dropout' and getattr(gpt.config, key, None) != value]:
-        raise UserError(f"{path} has another {' and '.join(unlike)} than {lora['base']}: it can't be its base")
+        return hugging_face.load_gpt2(path, {'dropout': dropout}, weights)
+    if saved.get('lora') is not None:
+        return _adapted_base(saved, path, dropout, weights)
+    gpt = GPT(_config_of(saved, path, dropout=dropout))
+    if weights:
+        checkpoints.restore_model(gpt, saved, path)
     return gpt
 
 
 def open_base(init_from, dropout=0.0, weights=True):
-    """(GPT, tokenizer description or None) of what is not trained from scratch: our own checkpoint (the folder of a run
-    or a .pt file), a GPT-2's name, hub id, or save_pretrained directory. weights=False: random ones, in its shape.
-    UserError or ValueError, in one sentence, for what can't be opened."""
+    """(GPT, tokenizer dict or None) to start a run from, wherever its weights come from.
+
+    init_from, dropout, weights: as in find() and build(), whose errors are raised as well.
+    UserError if it is an adapter."""
+    saved, path = _find_whole_model(init_from)
+    return build(saved, path, dropout, weights), tokenizer_of(saved, path)
+
+
+def tokenizer_of(saved, path):
+    """The tokenizer dict of what find() has returned, or None if nothing says which one it has."""
+    if saved:
+        return saved.get('tokenizer')
+    return hugging_face.tokenizer_of(path)
+
+
+def _find_whole_model(init_from):
+    """find(), with a UserError if it has found an adapter without its base."""
     saved, path = find(init_from)
-    if saved.get('lora'):
-        raise UserError(f'{path} holds an adapter alone: python sample.py --init_from={init_from} --merge=FOLDER makes '
-                        'a model of it, to go on from')
-    gpt = build(saved, path, dropout, weights)
-    as_gpt2 = {'kind': 'gpt2'} if gpt.config.vocab_size >= GPT2_VOCAB_SIZE else None
-    return gpt, saved.get('tokenizer') if saved else as_gpt2
+    if saved.get('lora') is not None:
+        raise UserError(f'{path} holds only an adapter: python sample.py --init_from={init_from} '
+                        '--merge=FOLDER makes a model of it, from which a run can start')
+    return saved, path
 
 
-def go_on(run, init_from, resumed, path):
-    """(GPT, tokenizer description or None, 'lora' or None) with which a run of this config goes on: of the checkpoint
-    `resumed`, which path holds, or, where that is {}, of init_from, cropped and with a new adapter if one is asked for.
-    With run['plan'] the weights do not count."""
-    if init_from == 'scratch':  # which 'auto' may have come to
-        raise UserError(NO_BASE)
-    if resumed:
-        return build(resumed, path, run['dropout'], not run['plan']), resumed.get('tokenizer'), resumed.get('lora')
-    with explained(ValueError, prefix=f'init_from={init_from} is not scratch, resume or auto, and '):
-        gpt, tokenizer = open_base(init_from, run['dropout'], not run['plan'])
-    lora = {key: run[f'lora_{key}'] for key in LORA} if run['lora_rank'] else None
-    with explained(ValueError):
-        if lora:
-            base = os.path.abspath(init_from) if os.path.exists(init_from) else init_from
-            lora |= {'base': base, 'base_digest': None if run['plan'] else digest_of_base(gpt)}
-        trained_with = gpt.config.block_size
-        gpt.crop_block_size(run['block_size'])
-        if run['block_size'] > trained_with:
-            warn(f"block_size={run['block_size']} is more than the {trained_with} tokens of {init_from}, which has no "
-                 'table of positions and so can grow')
-        if lora:
-            add_lora(gpt, *(lora[key] for key in LORA))
-    return gpt, tokenizer, lora
-
-
-def decided_by(resumed, path):
-    """{key of train.py: value} of what a checkpoint, from path, decides of the run that resumes it, beside its data
-    set. UserError if its shape can't be."""
+def _config_of(saved, path, **changes):
+    """The GPTConfig in a checkpoint. UserError if a field is unknown or has a bad value."""
     with explained(ValueError, TypeError, prefix=f'{path}: '):
-        shape = asdict(GPTConfig(**resumed['model_args']))
-    lora = resumed.get('lora')
-    if lora:
-        _check_settings(lora, path)
-    adapter = {f'lora_{key}': lora[key] for key in LORA} | {'trainable': 'all', 'unfreeze': None} if lora else {}
-    return {key: value for key, value in shape.items() if key not in ('vocab_size', 'gelu', 'dropout')} | (
-        adapter or {'lora_rank': 0})
+        return GPTConfig(**saved['model_args'] | changes)
 
+
+def _adapted_base(saved, path, dropout, weights):
+    """The GPT of a LoRA run: its base, from where the checkpoint says, and the adapter in it."""
+    settings = LoraSettings.from_dict(saved['lora'], path)
+    base = settings.base
+    if os.path.isabs(base) and not os.path.exists(base):
+        raise UserError(f'{path} is an adapter of {base}, which no longer exists: put it back, or '
+                        'a link to it')
+    base_saved, base_path = _find_whole_model(base)
+    with explained(CannotLoad, prefix=f'{path}: '):
+        gpt = build(base_saved, base_path, dropout, weights)
+    args = saved['model_args']
+    lora.restore_lora(gpt, settings, saved['model'], path, args['block_size'], weights)
+    # sample.py and the plan believe model_args, so they must describe the base.
+    differing = [key for key, value in args.items()
+                 if key != 'dropout' and getattr(gpt.config, key, None) != value]
+    if differing:
+        raise UserError(f'{path} has another {" and ".join(differing)} than {base}, which '
+                        'therefore is not its base')
+    return gpt
+
+
+# ---- the model of a training run ----
+
+def model_for_run(run, saved, path, meta):
+    """The RunModel with which a run starts or continues.
+
+    run: the keys of train.py. saved, path: the checkpoint to resume and its file; {} for a new run.
+    meta: that of the data set, which sizes the vocabulary of a new model. With run['plan'] only
+    shapes count. UserError if there is no such model."""
+    if saved:
+        return _resumed_model(run, saved, path)
+    if run['init_from'] == 'scratch':
+        return _new_model(run, meta)
+    return _fine_tuned_model(run)
+
+
+def _resumed_model(run, saved, path):
+    gpt = build(saved, path, run['dropout'], weights=not run['plan'])
+    settings = None
+    if saved.get('lora') is not None:
+        settings = LoraSettings.from_dict(saved['lora'], path)
+    return RunModel(gpt, saved.get('tokenizer'), settings)
+
+
+def _new_model(run, meta):
+    if run['lora_rank']:
+        raise UserError(NEEDS_BASE)
+    shape = {field.name: run[field.name] for field in fields(GPTConfig) if field.name in run}
+    with explained(ValueError):
+        config = GPTConfig(**shape, vocab_size=rounded_vocab_size(meta))
+    return RunModel(GPT(config), None, None)
+
+
+def _fine_tuned_model(run):
+    init_from = run['init_from']
+    has_weights = not run['plan']
+    with explained(CannotLoad, prefix=f'init_from={init_from} is not scratch or resume, and '):
+        gpt, tokenizer = open_base(init_from, run['dropout'], has_weights)
+
+    settings = None
+    if run['lora_rank']:
+        # A resumed run looks for its base there, from whatever folder it is started.
+        base = os.path.abspath(init_from) if os.path.exists(init_from) else init_from
+        base_digest = lora.digest_of_base(gpt) if has_weights else None
+        settings = LoraSettings(run['lora_rank'], run['lora_alpha'], run['lora_dropout'],
+                                run['lora_targets'], base, base_digest)
+
+    trained_with = gpt.config.block_size
+    with explained(ValueError):
+        gpt.crop_block_size(run['block_size'])
+    if run['block_size'] > trained_with:
+        warn(f"block_size={run['block_size']} is more than the {trained_with} tokens that "
+             f'{init_from} was trained with; without learned positions that is possible')
+
+    if settings is not None:
+        with explained(ValueError):
+            lora.add_lora(gpt, settings.rank, settings.alpha, settings.dropout, settings.targets)
+    return RunModel(gpt, tokenizer, settings)
+
+
+def settings_decided_by(saved, path):
+    """{key of train.py: value} of the settings that a run takes from the checkpoint it resumes.
+
+    The data set is not among them. UserError if the checkpoint at path holds impossible ones."""
+    decided = asdict(_config_of(saved, path))
+    for key in ('vocab_size', 'gelu'):  # no keys of train.py
+        del decided[key]
+    del decided['dropout']  # which a resumed run may change
+    if saved.get('lora') is None:
+        decided['lora_rank'] = 0
+        return decided
+    settings = LoraSettings.from_dict(saved['lora'], path)
+    decided['lora_rank'] = settings.rank
+    decided['lora_alpha'] = settings.alpha
+    decided['lora_dropout'] = settings.dropout
+    decided['lora_targets'] = settings.targets
+    decided['trainable'] = 'all'
+    decided['unfreeze'] = None
+    return decided
+
+
+# ---- the keys of train.py ----
 
 def problems(run):
-    """Yields a sentence for each of the keys about fine-tuning that does not fit, by itself or to another."""
-    if '\0' in run['init_from']:
-        yield 'init_from has a character that no name of a file can have'
-        return
-    base = os.path.realpath(run['init_from'])
-    folder = os.path.dirname(base) if base.endswith('.pt') else base
-    same = '\0' not in run['out_dir'] and os.path.isdir(folder) and folder == os.path.realpath(run['out_dir'])
-    if same and run['init_from'] not in ('scratch', 'resume', 'auto') and not (
-            run['eval_only'] or run['plan'] or run['find_lr']):
-        yield (f"init_from={run['init_from']} is out_dir, whose run a new one would move aside: name another "
-               '--out_dir, or go on with --init_from=resume')
-    lora_rank, lora_targets, trainable, unfreeze, init_from = (
-        run[key] for key in ('lora_rank', 'lora_targets', 'trainable', 'unfreeze', 'init_from'))
-    if lora_rank and run['lora_alpha'] > 1e30:
-        yield f"lora_alpha={run['lora_alpha']} must be at most 1e30"
-    if lora_rank and init_from == 'scratch':
-        yield NO_BASE
-    if lora_rank and (trainable != 'all' or unfreeze is not None):
-        yield f'lora_rank={lora_rank} trains nothing but the adapter: leave out trainable and unfreeze'
-    if lora_rank and not all(name.strip() for name in lora_targets.split(',')):
-        yield f'lora_targets={lora_targets!r} must name layers, as c_attn,c_proj does'
-    specs = [trainable]
-    if isinstance(unfreeze, dict) and all(type(step) is int and step >= 0 and isinstance(spec, str)
-                                          for step, spec in unfreeze.items()):
-        specs += unfreeze.values()
-    elif unfreeze is not None:
-        yield f"unfreeze={unfreeze!r} must be like {{0: 'head', 1000: 'all'}}: first steps, and what is trained"
-    for spec in dict.fromkeys(specs):
-        try:
-            _pattern(spec)
-        except ValueError as error:
-            yield str(error)
+    """Yields a sentence for each problem with the keys about starting weights and fine-tuning."""
+    init_from = run['init_from']
+    if '\0' in init_from:
+        yield 'init_from contains a NUL character, which no file name can have'
+    elif init_from == 'auto':
+        yield ("init_from='auto' is now --resume=auto, which resumes the run in out_dir if there "
+               'is one and else starts as init_from says')
+    elif _starts_from_out_dir(run):
+        yield (f'init_from={init_from} is out_dir, whose run a new one would move aside: name '
+               'another --out_dir, or continue that run with --resume=always')
+    if run['lora_rank'] and init_from == 'scratch' and run['resume'] == 'never':
+        yield NEEDS_BASE
+    yield from lora.problems(run)
+    yield from freezing.problems(run)
+
+
+def _starts_from_out_dir(run):
+    """Whether a run would write into the folder that it starts from."""
+    resumes = run['init_from'] == 'resume' or run['resume'] == 'always'
+    writes = not (run['eval_only'] or run['plan'] or run['find_lr'])
+    if run['init_from'] == 'scratch' or resumes or not writes:
+        return False
+    source = os.path.realpath(run['init_from'])
+    folder = os.path.dirname(source) if source.endswith('.pt') else source
+    if '\0' in run['out_dir']:  # run_folder.problems() says so
+        return False
+    return os.path.isdir(folder) and folder == os.path.realpath(run['out_dir'])

@@ -8,7 +8,7 @@ from conftest import tiny_ids as ids
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from plaingpt.inference.sampling import _choose
+from plaingpt.inference.sampling import SamplingOptions, choose
 
 
 def lively(**changes):
@@ -195,8 +195,7 @@ def test_a_repetition_penalty_is_for_the_tokens_of_the_prompt_and_the_text_but_n
 def test_no_draw_takes_a_token_that_has_no_probability(options, unlikely, draw):
     logits = torch.rand(200, 3000, generator=torch.Generator().manual_seed(0))
     logits[:, torch.arange(3000) % 3 != 1] = unlikely
-    options = dict(top_k=None, top_p=None, min_p=None) | options
-    chosen = _choose(logits, 1.0, draws=torch.full((200, 1), draw), **options)
+    chosen = choose(logits, SamplingOptions(**options), torch.full((200, 1), draw))
     assert (chosen % 3 == 1).all() and chosen.shape == (200, 1)
 
 

@@ -1,155 +1,240 @@
-"""Numbers that are not finite never reach the weights or a checkpoint: all ranks stop or skip together, and
-metrics.jsonl says what happened."""
+"""Numbers that are not finite never reach the weights or a checkpoint: all ranks stop, or skip the
+step, together, and metrics.jsonl says what happened."""
 import math
 import signal
 
 import pytest
 import torch
-from conftest import TINY, refused, run, run_here, succeeded
-from test_distributed import STANDALONE as TWO_RANKS
-from test_distributed import same_curve
-from test_survival import one_state, patched
-from test_train import metrics
+import torch.nn.functional as F
+from conftest import TINY, refused, run_here, succeeded
+from runs import (TWO_RANKS, assert_same_curve, losses, metrics, poisoned, resumable_step, state,
+                  train)
 
 from plaingpt.system.signals import RESUMABLE
-from plaingpt.training import run_folder
-from plaingpt.training.guard import Guard
+from plaingpt.training.guard import Guard, StepReport
 from plaingpt.training.processes import Process
 
-POISON = """
-calls = []
-def poisoned(parameters, limit, original=torch.nn.utils.clip_grad_norm_):
-    parameters = list(parameters)
-    calls.append(1)
-    if len(calls) in {calls} and rank in {ranks!r}:
-        parameters[3].grad[0] = float({value!r})
-    return original(parameters, limit)
-torch.nn.utils.clip_grad_norm_ = poisoned
-"""
 
-
-def poisoned(tmp_path, char_data, launcher=(), calls=(4,), ranks='0', value='nan', **keys):
-    """(finished process, out_dir) of a run in which some gradients are replaced by a value."""
-    script = patched(tmp_path, POISON, calls=calls, ranks=ranks, value=value)
-    keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'checkpoint_interval': 1} | keys
-    return run(script, launcher=launcher, **keys), tmp_path / 'out'
-
-
-@pytest.mark.parametrize('value', ['nan', pytest.param('inf', marks=pytest.mark.slow)])
-def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights(tmp_path, char_data, value):
-    ended, out_dir = poisoned(tmp_path, char_data, value=value)
-    assert 'after step 3 the loss is' in refused(ended) and f'gradient norm {value}' in refused(ended)
-    assert one_state(out_dir) == 3
-    assert metrics(out_dir)[-1]['step'] == 4 and 'gradient norm' in metrics(out_dir)[-1]['error']
-    succeeded(run_here('train.py', **TINY | {'dataset': char_data, 'out_dir': out_dir, 'init_from': 'resume'}))
-    assert [line['step'] for line in metrics(out_dir) if 'error' not in line] == list(range(7)) == [*range(7)]
-
-
-def test_a_gradient_that_is_not_finite_is_named_also_where_the_next_look_is_later(tmp_path, char_data):
-    ended, out_dir = poisoned(tmp_path, char_data, log_interval=100, checkpoint_interval=0)
-    assert 'after step 3 the loss is' in refused(ended) and 'gradient norm nan' in refused(ended)
-    assert not any((out_dir / name).exists() for name in run_folder.CHECKPOINTS)
-    assert [(line['step'], line['tokens']) for line in metrics(out_dir)] == [(0, 0), (1, 128), (4, 512)]
-    assert 'error' in metrics(out_dir)[-1]
-
-
-def guarded(float16=False):
-    """(weight, optimizer, scaler, Guard) of a model of one weight."""
+def guarded(float16=False, grad_clip=0.0):
+    """(weight, Guard) of a model with one weight, whose gradient is 1."""
     weight = torch.nn.Parameter(torch.ones(()))
-    optimizer, scaler = torch.optim.AdamW([weight], fused=True), torch.amp.GradScaler('cpu', enabled=float16)
-    return weight, optimizer, scaler, Guard(Process(weight.device), optimizer, scaler)
+    weight.grad = torch.ones(())
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    scaler = torch.amp.GradScaler('cpu', enabled=float16)
+    return weight, Guard(Process(weight.device), optimizer, scaler, grad_clip)
 
+
+def take_step(guard, number, loss=1.0, grad_norm=1.0):
+    guard.step(number, torch.tensor(loss), torch.tensor(grad_norm))
+
+
+# ---- the guard ----
 
 @pytest.mark.parametrize('loss, norm', [(1.0, math.nan), (1.0, math.inf), (math.nan, 1.0)])
 def test_after_a_step_that_is_not_finite_none_changes_the_weight(loss, norm):
-    weight, _, _, guard = guarded()
-    weight.grad, weights = torch.ones(()), []
-    for step, numbers in enumerate([(1.0, 1.0), (1.0, 1.0), (loss, norm), (2.0, 2.0), (2.0, math.nan)], start=1):
-        guard.step(step, *map(torch.tensor, numbers))
+    weight, guard = guarded()
+    weights = []
+    for number, (step_loss, step_norm) in enumerate(
+            [(1.0, 1.0), (1.0, 1.0), (loss, norm), (2.0, 2.0), (2.0, math.nan)], start=1):
+        take_step(guard, number, step_loss, step_norm)
         weights.append(weight.item())
-        assert step != 2 or guard.look() == ({'loss': 1.0, 'grad_norm': 1.0, 'clipped': 0.0}, None)
-    assert 1 > weights[0] > weights[1] == weights[2] == weights[3] == weights[4]
-    number, sentence = guard.look()[1]
-    assert number == 3 and f'after step 2 the loss is {loss} and the gradient norm {norm}: ' in sentence
+        if number == 2:
+            assert guard.read() == StepReport(1.0, 1.0, 0, 0, 2, None)
+    assert 1 > weights[0] > weights[1]
+    assert weights[1] == weights[2] == weights[3] == weights[4]
+    # The report is about the first of the bad steps, as text since nan != nan.
+    halt = guard.read().halted
+    assert (halt.step, str(halt.loss), str(halt.grad_norm)) == (3, str(loss), str(norm))
 
 
-def test_steps_left_out_for_float16_are_counted_from_one_look_to_the_next():
-    weight, optimizer, scaler, guard = guarded(float16=True)
-    for norm in (1.0, math.inf, math.inf, 1.0):
-        scaler.scale(weight * 1).backward()
-        scaler.unscale_(optimizer)
-        guard.step(1, torch.tensor(1.0), torch.tensor(norm))
-    assert guard.look()[0]['skipped'] == 2 and 'skipped' not in guard.look()[0]
-    assert scaler.get_scale() == 2.0 ** 14 and optimizer.state[weight]['step'] == 2
+def test_the_number_of_a_step_is_exact_also_where_float32_has_gaps():
+    _, guard = guarded()
+    take_step(guard, 20_000_001, loss=math.nan)
+    assert guard.read().halted.step == 20_000_001
 
 
-@pytest.mark.parametrize('changes, stop_at, looks', [
-    ({}, None, [1, 4, 8, 10]), ({'log_interval': 100}, None, [1, 10]), ({}, 6, [1, 4, 6]),
-    ({'eval_interval': 5, 'checkpoint_interval': 3}, None, [1, 3, 4, 5, 6, 8, 9, 10])])
-def test_only_steps_that_log_evaluate_save_or_stop_wait(tmp_path, char_data, monkeypatch, changes, stop_at, looks):
-    steps, found = [], []
+def test_clipped_steps_are_counted_from_one_report_to_the_next():
+    _, guard = guarded(grad_clip=2.0)
+    for number, norm in enumerate([1.0, 2.0, 3.0, 4.0], start=1):
+        take_step(guard, number, loss=5.0, grad_norm=norm)
+    assert guard.read() == StepReport(5.0, 4.0, skipped=0, clipped=2, steps=4, halted=None)
+    take_step(guard, 5, loss=5.0, grad_norm=3.0)
+    assert guard.read() == StepReport(5.0, 3.0, skipped=0, clipped=1, steps=1, halted=None)
 
-    def step(guard, number, *arguments, original=Guard.step):
+
+def test_without_a_limit_no_step_is_clipped():
+    _, guard = guarded(grad_clip=0.0)
+    take_step(guard, 1, grad_norm=1e30)
+    assert guard.read().clipped == 0
+
+
+def test_steps_that_overflow_in_float16_are_skipped_and_counted():
+    weight, guard = guarded(float16=True)
+    for number, norm in enumerate([1.0, math.inf, math.inf, 1.0], start=1):
+        guard.scaler.scale(weight * 1).backward()
+        guard.scaler.unscale_(guard.optimizer)
+        take_step(guard, number, grad_norm=norm)
+    report = guard.read()
+    assert (report.skipped, report.steps, report.halted) == (2, 4, None)
+    assert guard.read().skipped == 0
+    assert guard.scaler.get_scale() == 2.0 ** 14
+    assert guard.optimizer.state[weight]['step'] == 2
+
+
+# ---- when a run waits for the device ----
+
+@pytest.mark.parametrize('changes, stop_at, expected', [
+    ({}, None, [1, 4, 8, 10]),
+    ({'log_interval': 100}, None, [1, 10]),
+    ({}, 6, [1, 4, 6]),
+    ({'eval_interval': 5, 'checkpoint_interval': 3}, None, [1, 3, 4, 5, 6, 8, 9, 10]),
+])
+def test_only_steps_that_log_evaluate_save_or_stop_wait(tmp_path, char_data, monkeypatch, changes,
+                                                        stop_at, expected):
+    steps = []
+    read_after = []
+    original_step = Guard.step
+    original_read = Guard.read
+
+    def step(guard, number, *arguments):
         steps.append(number)
         if number == stop_at:
             signal.raise_signal(signal.SIGTERM)
-        original(guard, number, *arguments)
+        original_step(guard, number, *arguments)
+
+    def read(guard):
+        read_after.append(steps[-1])
+        return original_read(guard)
 
     monkeypatch.setattr(Guard, 'step', step)
-    monkeypatch.setattr(Guard, 'look', lambda *arguments, original=Guard.look: found.append(steps[-1]) or
-                        original(*arguments))
-    keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'log_interval': 4, 'max_iters': 10,
-                   'eval_interval': 10} | changes
-    assert run_here('train.py', **keys).returncode == (RESUMABLE if stop_at else 0)
-    assert found == looks and steps == [*range(1, looks[-1] + 1)]
+    monkeypatch.setattr(Guard, 'read', read)
+    keys = {'log_interval': 4, 'max_iters': 10, 'eval_interval': 10, **changes}
+    ended = train(tmp_path / 'out', char_data, **keys)
+    assert ended.returncode == (0 if stop_at is None else RESUMABLE)
+    assert read_after == expected
+    assert steps == list(range(1, expected[-1] + 1))
+
+
+# ---- runs that meet a bad gradient ----
+
+@pytest.mark.parametrize('value', ['nan', pytest.param('inf', marks=pytest.mark.slow)])
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights(tmp_path, char_data,
+                                                                        value):
+    ended, out_dir = poisoned(tmp_path, char_data, value=value)
+    sentence = refused(ended)
+    assert 'after step 3 the loss is' in sentence
+    assert f'gradient norm {value}' in sentence
+    assert resumable_step(out_dir) == 3
+    last_line = metrics(out_dir)[-1]
+    assert last_line['step'] == 4
+    assert 'gradient norm' in last_line['error']
+
+    succeeded(train(out_dir, char_data, init_from='resume'))
+    lines = metrics(out_dir)
+    assert [line['step'] for line in lines] == list(range(7))
+    assert not any('error' in line for line in lines)
+
+
+def test_a_bad_gradient_is_named_also_if_the_guard_is_read_later(tmp_path, char_data):
+    ended, out_dir = poisoned(tmp_path, char_data, log_interval=100, checkpoint_interval=0)
+    sentence = refused(ended)
+    assert 'after step 3 the loss is' in sentence
+    assert 'gradient norm nan' in sentence
+    assert resumable_step(out_dir) == 0  # the start, which is saved before the first step
+    lines = metrics(out_dir)
+    assert [(line['step'], line['tokens']) for line in lines] == [(0, 0), (1, 128), (4, 512)]
+    assert 'error' in lines[-1]
 
 
 @pytest.mark.parametrize('dtype', ['float32', pytest.param('float16', marks=pytest.mark.slow)])
-def test_a_gradient_that_is_not_finite_on_one_rank_alone_stops_all(tmp_path, char_data, dtype):
+def test_a_gradient_that_is_not_finite_on_one_rank_stops_all(tmp_path, char_data, dtype):
     ended, out_dir = poisoned(tmp_path, char_data, TWO_RANKS, ranks='1', dtype=dtype)
-    assert ended.returncode and ended.stderr.count('error: after step 3 the loss is') == 1
-    assert one_state(out_dir) == 3 and 'error' in metrics(out_dir)[-1]
+    assert ended.returncode != 0
+    assert ended.stderr.count('error: after step 3 the loss is') == 1
+    assert resumable_step(out_dir) == 3
+    assert 'error' in metrics(out_dir)[-1]
 
 
-def test_float16_skips_a_step_that_overflows_on_all_ranks_together_and_logs_it(tmp_path, char_data):
-    keys = dict(dtype='float16', ranks='01', calls=(2, 4), log_interval=5, max_iters=6)
-    ended, out_dir = poisoned(tmp_path, char_data, TWO_RANKS, value='inf', **keys)
+def test_a_step_that_overflows_in_float16_is_skipped_on_all_ranks_and_logged(tmp_path, char_data):
+    keys = dict(dtype='float16', calls=(2, 4), value='inf', log_interval=5, max_iters=6)
+    ended, out_dir = poisoned(tmp_path, char_data, TWO_RANKS, ranks='01', **keys)
     succeeded(ended)
-    lines = {line['step']: line for line in metrics(out_dir)}
-    assert lines[2]['skipped'] == lines[4]['skipped'] == 1 and not any('skipped' in lines[step] for step in (1, 5))
-    last = torch.load(out_dir / 'last.pt', weights_only=True)
-    assert last['scaler']['scale'] == 2.0 ** 14 and last['optimizer']['state'][0]['step'] == 4
+    skipped = {line['step']: line.get('skipped') for line in metrics(out_dir)}
+    # The next line of the log names the two steps.
+    assert skipped == {0: None, 1: None, 5: 2, 6: None}
+    last = state(out_dir / 'last.pt')
+    assert last['scaler']['scale'] == 2.0 ** 14
+    assert last['optimizer']['state'][0]['step'] == 4
+
     (tmp_path / 'alone').mkdir()
-    alone, out_dir = poisoned(tmp_path / 'alone', char_data, **{**keys, 'ranks': '0'}, value='inf')
-    succeeded(alone)
-    same_curve(out_dir, tmp_path / 'out')
+    ended, alone = poisoned(tmp_path / 'alone', char_data, **keys)
+    succeeded(ended)
+    assert_same_curve(alone, out_dir)
 
 
 def test_float16_that_overflows_at_every_scale_stops(tmp_path, char_data):
-    ended, out_dir = poisoned(tmp_path, char_data, dtype='float16', calls=range(1, 99), value='inf', max_iters=30)
+    ended, out_dir = poisoned(tmp_path, char_data, dtype='float16', calls=range(1, 99),
+                              value='inf', max_iters=30)
     assert 'gradient norm inf' in refused(ended)
-    assert len(metrics(out_dir)) == 1 + 16 + 1 and one_state(out_dir) == 16  # from a scale of 2^16 to 1
+    # Step 0, the halvings of the scale from 2^16 to 1, and the error.
+    assert len(metrics(out_dir)) == 1 + 16 + 1
+    assert resumable_step(out_dir) == 16
 
 
-@pytest.mark.parametrize('names', [('train',), ('val',)])
-def test_a_loss_that_is_not_finite_is_not_saved(tmp_path, char_data, monkeypatch, names):
-    import torch.nn.functional as F
-    calls, cross_entropy = [], F.cross_entropy
+# ---- runs with a bad loss or bad weights ----
 
-    def poisoned_loss(*arguments, **keys):
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_a_state_whose_evaluation_is_not_finite_is_not_saved(tmp_path, char_data, monkeypatch,
+                                                             split):
+    # Before the second evaluation: one of 2 + 2 batches, and 3 steps of 2 micro-batches.
+    bad_call = 4 + 3 * 2 + (1 if split == 'train' else 3)
+    calls = []
+    original = F.cross_entropy
+
+    def cross_entropy(*arguments, **keys):
         calls.append(1)
-        evaluated = 4 + 3 * 2 + (1 if names == ('train',) else 3)  # two evaluations of 2 + 2 batches, 3 steps of 2
-        return cross_entropy(*arguments, **keys) * (float('nan') if len(calls) == evaluated else 1)
+        loss = original(*arguments, **keys)
+        return loss * math.nan if len(calls) == bad_call else loss
 
-    monkeypatch.setattr(F, 'cross_entropy', poisoned_loss)
-    ended = run_here('train.py', **TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'eval_interval': 3,
-                                           'checkpoint_interval': 2})
-    assert 'that state is not saved' in refused(ended) and one_state(tmp_path / 'out') == 2
-    assert 'error' in metrics(tmp_path / 'out')[-1]
+    monkeypatch.setattr(F, 'cross_entropy', cross_entropy)
+    out_dir = tmp_path / 'out'
+    ended = train(out_dir, char_data, eval_interval=3, checkpoint_interval=2)
+    assert 'that state is not saved' in refused(ended)
+    assert resumable_step(out_dir) == 2
+    assert 'error' in metrics(out_dir)[-1]
 
 
 def test_weights_that_an_update_has_spoilt_are_not_saved(tmp_path, char_data):
-    keys = TINY | {'dataset': char_data, 'out_dir': tmp_path / 'out', 'checkpoint_interval': 1, 'learning_rate': 1e38,
-                   'decay_lr': False, 'min_lr': 0}
-    assert 'model.transformer' in refused(run_here('train.py', **keys | {'weight_decay': 1e3}))
-    assert not any((tmp_path / 'out' / name).exists() for name in run_folder.CHECKPOINTS)
+    out_dir = tmp_path / 'out'
+    ended = train(out_dir, char_data, checkpoint_interval=1, learning_rate=1e38, decay_lr=False,
+                  min_lr=0, weight_decay=1e3)
+    sentence = refused(ended)
+    assert 'model.transformer' in sentence
+    assert 'holds numbers that are not finite after step 1' in sentence
+    assert resumable_step(out_dir) == 0
+
+
+# ---- the share of clipped steps in metrics.jsonl ----
+
+def test_the_share_of_clipped_steps_is_of_those_since_the_last_line(tmp_path, char_data):
+    succeeded(train(tmp_path / 'out', char_data, log_interval=2))
+    norms = losses(tmp_path / 'out', 'grad_norm')
+    succeeded(train(tmp_path / 'all', char_data, log_interval=2, grad_clip=1e-9))
+    highest = max(norms.values())
+    succeeded(train(tmp_path / 'none', char_data, log_interval=2, grad_clip=2 * highest))
+    assert losses(tmp_path / 'all', 'clipped') == dict.fromkeys(norms, 1.0)
+    assert losses(tmp_path / 'none', 'clipped') == dict.fromkeys(norms, 0.0)
+
+
+def test_the_share_of_clipped_steps_survives_a_resume_between_lines(tmp_path, char_data):
+    keys = TINY | {'dataset': char_data, 'log_interval': 5, 'max_iters': 10, 'eval_interval': 3,
+                   'resume': 'auto'}
+    succeeded(run_here('train.py', **keys, out_dir=tmp_path / 'unclipped'))
+    norms = sorted(losses(tmp_path / 'unclipped', 'grad_norm').values())
+    keys['grad_clip'] = norms[1]  # clips some steps, and not others
+    succeeded(run_here('train.py', **keys, out_dir=tmp_path / 'whole'))
+    for end in 3, 6, 10:
+        succeeded(run_here('train.py', **keys | {'max_iters': end}, out_dir=tmp_path / 'parts'))
+    shares = losses(tmp_path / 'whole', 'clipped')
+    assert any(0 < share < 1 for share in shares.values())
+    assert metrics(tmp_path / 'parts') == metrics(tmp_path / 'whole')

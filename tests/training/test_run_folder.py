@@ -1,6 +1,5 @@
-"""The folder of a run: one writer at a time, metrics that outlive a full disk, and room for the next run."""
+"""plaingpt/training/run_folder.py: one writer at a time, and room for the next run."""
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -11,124 +10,134 @@ from conftest import ROOT
 from filelock import FileLock
 
 from plaingpt.system.messages import UserError
-from plaingpt.training import metrics as metrics_module
 from plaingpt.training import run_folder
-from plaingpt.training.metrics import Metrics, cut_metrics
 
-HOLDER = 'import sys, time; from plaingpt.training import run_folder; run_folder.claim(sys.argv[1]); print("held", flush=True); time.sleep(60)'
+HOLDER = """
+import sys, time
+from plaingpt.training import run_folder
+run_folder.claim(sys.argv[1])
+print('held', flush=True)
+time.sleep(60)
+"""
 
 
 @pytest.fixture(autouse=True)
-def _let_go():
+def release_locks():
     yield
     run_folder._claims.clear()
 
 
-# ---- whose it is ----
+# ---- one writer at a time ----
 
 def test_a_folder_in_use_is_refused_until_its_run_is_dead(tmp_path):
     out_dir = tmp_path / 'new' / 'out'
-    holder = subprocess.Popen([sys.executable, '-c', HOLDER, out_dir], cwd=ROOT, stdout=subprocess.PIPE)
+    holder = subprocess.Popen([sys.executable, '-c', HOLDER, out_dir], cwd=ROOT,
+                              stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b'held\n'
     with pytest.raises(UserError, match='another run is writing into'):
         run_folder.claim(str(out_dir))
-    holder.kill(), holder.communicate()
+    holder.kill()
+    holder.communicate()
     run_folder.claim(str(out_dir))
-    run_folder.claim(str(out_dir))  # our own is no stranger
+    run_folder.claim(str(out_dir))  # again, by the process that holds it
 
 
 def test_unfinished_files_go_when_a_run_starts_and_others_stay(tmp_path):
-    for name in *run_folder.TEMPORARY, 'last.pt', 'notes.tmp':
-        (tmp_path / name).write_text('')
+    unfinished = [f'.{name}.12345.tmp' for name in run_folder.REPLACED_FILES]
+    for name in *unfinished, '.last.pt.tmp', 'last.pt', 'notes.tmp':
+        (tmp_path / name).write_text('', encoding='utf-8')
     run_folder.claim(str(tmp_path))
     assert sorted(os.listdir(tmp_path)) == ['.lock', 'last.pt', 'notes.tmp']
 
 
-def test_a_folder_that_was_removed_is_made_anew_unless_another_run_has_taken_its_place(tmp_path):
+def test_a_folder_that_was_removed_is_made_again(tmp_path):
     out_dir = tmp_path / 'out'
-    for replaced in False, True:
+    run_folder.claim(str(out_dir))
+    (out_dir / '.lock').unlink()
+    out_dir.rmdir()
+    run_folder.claim(str(out_dir))
+    assert os.listdir(out_dir) == ['.lock']
+
+
+def test_a_folder_that_another_run_has_made_again_is_refused(tmp_path):
+    out_dir = tmp_path / 'out'
+    run_folder.claim(str(out_dir))
+    (out_dir / '.lock').unlink()
+    other = FileLock(out_dir / '.lock')
+    other.acquire(blocking=False)
+    with pytest.raises(UserError, match='another run'):
         run_folder.claim(str(out_dir))
-        (out_dir / '.lock').unlink(), out_dir.rmdir()
-        if replaced:
-            out_dir.mkdir()
-            other = FileLock(out_dir / '.lock')
-            other.acquire(blocking=False)
-            with pytest.raises(UserError, match='another run'):
-                run_folder.claim(str(out_dir))
-        else:
-            run_folder.claim(str(out_dir))
-            assert os.listdir(out_dir) == ['.lock']
 
 
-def test_a_disk_without_locks_is_warned_of_and_used(tmp_path, monkeypatch, capsys):
+def test_a_file_system_without_locks_is_warned_of_and_used(tmp_path, monkeypatch, capsys):
     fcntl = pytest.importorskip('fcntl')
-    monkeypatch.setattr(fcntl, 'flock', Mock(side_effect=OSError(errno.ENOLCK, 'No locks available')))
+    no_locks = OSError(errno.ENOLCK, 'No locks available')
+    monkeypatch.setattr(fcntl, 'flock', Mock(side_effect=no_locks))
     run_folder.claim(str(tmp_path))
-    assert 'knows no locks' in capsys.readouterr().err
+    assert 'does not support locks' in capsys.readouterr().err
 
 
-def test_a_lock_is_not_a_way_to_overwrite_what_a_link_points_to(tmp_path):
-    (tmp_path / 'other').write_text('kept')
-    (tmp_path / 'out').mkdir()
-    (tmp_path / 'out' / '.lock').symlink_to(tmp_path / 'other')
+def test_a_lock_does_not_overwrite_the_file_that_a_link_points_to(tmp_path):
+    other = tmp_path / 'other'
+    other.write_text('kept', encoding='utf-8')
+    out_dir = tmp_path / 'out'
+    out_dir.mkdir()
+    (out_dir / '.lock').symlink_to(other)
     with pytest.raises(OSError):
-        run_folder.claim(str(tmp_path / 'out'))
-    assert (tmp_path / 'other').read_text() == 'kept'
+        run_folder.claim(str(out_dir))
+    assert other.read_text(encoding='utf-8') == 'kept'
 
 
-# ---- metrics.jsonl ----
-
-def test_lines_that_the_disk_refuses_are_written_when_it_takes_them(tmp_path, monkeypatch, capsys):
-    metrics, path = Metrics(str(tmp_path)), tmp_path / 'metrics.jsonl'
-    metrics.write({'step': 1})
-    with monkeypatch.context() as patch:
-        patch.setattr(metrics_module, 'open', lambda *_, **keys: open('/dev/full', 'ab', buffering=0), raising=False)
-        metrics.write({'step': 2}), metrics.write({'step': 3})
-    assert path.read_text() == '{"step": 1}\n' and len(metrics.unwritten) == 2
-    assert capsys.readouterr().err.count('cannot be written (No space left on device)') == 1
-    metrics.write({'step': 4})
-    assert path.read_text() == ''.join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4)) and not metrics.unwritten
+def test_a_folder_that_cannot_be_written_is_the_users_mistake(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, 'makedirs', Mock(side_effect=PermissionError(13, 'Permission denied')))
+    with pytest.raises(UserError, match='out_dir cannot be written: '):
+        run_folder.enter(str(tmp_path / 'out'))
 
 
-def test_half_a_line_is_taken_back(tmp_path):
-    code = ('from plaingpt.training.metrics import Metrics; import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
-            'resource.setrlimit(resource.RLIMIT_FSIZE, (30, 30)); m = Metrics(sys.argv[1]); '
-            '[m.write({"step": step}) for step in range(4)]; print(len(m.unwritten))')
-    ended = subprocess.run([sys.executable, '-c', code, tmp_path], cwd=ROOT, capture_output=True, text=True)
-    assert ended.stdout == '2\n' and 'No space left' in ended.stderr
-    assert (tmp_path / 'metrics.jsonl').read_text() == '{"step": 0}\n{"step": 1}\n'
+@pytest.mark.parametrize('out_dir', ['', 'a\0b', 'a\udcffb'])
+def test_names_that_no_folder_can_have_are_refused(out_dir):
+    with pytest.raises(UserError, match='cannot be the name of a folder'):
+        run_folder.check_name(out_dir)
 
 
-def test_metrics_follow_a_folder_that_is_removed_and_comes_back(tmp_path):
-    metrics = Metrics(str(tmp_path / 'out'))
-    metrics.write({'step': 1})
-    (tmp_path / 'out').mkdir()
-    metrics.write({'step': 2})
-    assert (tmp_path / 'out' / 'metrics.jsonl').read_text() == '{"step": 1}\n{"step": 2}\n'
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    path = tmp_path / 'out'
+    path.write_text('', encoding='utf-8')
+    with pytest.raises(UserError, match='is a file'):
+        run_folder.check_name(str(path))
 
 
-def test_what_json_does_not_know_is_not_written(tmp_path):
-    with pytest.raises(ValueError):
-        Metrics(str(tmp_path)).write({'loss': float('nan')})
+# ---- an earlier run in the folder ----
+
+def write_all(folder, names, content):
+    for name in names:
+        (folder / name).write_text(content, encoding='utf-8')
 
 
-def test_a_run_in_the_way_is_set_aside_and_nothing_else(tmp_path, capsys):
+def test_an_empty_folder_is_left_alone(tmp_path, capsys):
     run_folder.set_aside(str(tmp_path))
-    assert capsys.readouterr().err == '' and not os.listdir(tmp_path)
-    run = [*run_folder.CHECKPOINTS, 'metrics.jsonl']
-    for number, content, names in ('1', 'one', run), ('2', 'two', run[2:]):
-        for name in *names, 'notes.txt':
-            (tmp_path / name).write_text(content)
-        run_folder.set_aside(str(tmp_path))
-        assert str(tmp_path / 'replaced') in capsys.readouterr().err
+    assert capsys.readouterr().err == ''
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_earlier_run_is_set_aside_and_nothing_else(tmp_path, capsys):
+    first = [*run_folder.CHECKPOINTS, 'metrics.jsonl']
+    second = ['last.pt', 'metrics.jsonl']
+    for number, names in ('1', first), ('2', second):
+        write_all(tmp_path, [*names, 'notes.txt'], f'run {number}')
+        run_folder.start_new(str(tmp_path))
+        replaced = tmp_path / 'replaced' / number
+        assert str(replaced) in capsys.readouterr().err
         assert sorted(os.listdir(tmp_path)) == ['notes.txt', 'replaced']
-        assert [path.read_text() for path in (tmp_path / 'replaced' / number).iterdir()] == [content] * len(names)
+        assert sorted(os.listdir(replaced)) == sorted(names)
+        for path in replaced.iterdir():
+            assert path.read_text(encoding='utf-8') == f'run {number}'
 
 
-@pytest.mark.parametrize('rest', ['', '{"step": 2', '{"step": 5, "loss": 0.', '\0\0\0\n', '[1]\n', '{"loss": 1}\n'])
-def test_metrics_are_cut_back_to_a_step_and_to_whole_lines(tmp_path, rest):
-    cut_metrics(str(tmp_path), 3)
-    lines = [json.dumps({'step': step, 'loss': 0.5}) + '\n' for step in (0, 1, 3, 4, 10)]
-    (tmp_path / 'metrics.jsonl').write_text(''.join(lines) + rest)
-    cut_metrics(str(tmp_path), 3)
-    assert (tmp_path / 'metrics.jsonl').read_text() == ''.join(lines[:3]) and len(os.listdir(tmp_path)) == 1
+def test_a_run_that_continues_keeps_its_files_and_its_record_up_to_its_step(tmp_path, capsys):
+    write_all(tmp_path, run_folder.CHECKPOINTS, 'a checkpoint')
+    write_all(tmp_path, ['metrics.jsonl'], '{"step": 3}\n{"step": 4}\n{"step": 5}\n')
+    run_folder.reopen(str(tmp_path), 4)
+    assert capsys.readouterr().err == ''
+    assert sorted(os.listdir(tmp_path)) == sorted([*run_folder.CHECKPOINTS, 'metrics.jsonl'])
+    assert (tmp_path / 'metrics.jsonl').read_text(encoding='utf-8') == '{"step": 3}\n'
