@@ -44,31 +44,31 @@ from plaingpt.text.token_files import TokenFile
 
 # ---- configuration ----
 # Work
-mode = 'train'                      # 'train' | 'decode' | 'prepare'
-baseline = ''                       # '' | 'hf' | 'plain' to time in turns: transformers' GPT-2, or nanoGPT's way
-batch_size = 12                     # >= 1 sequences at a time; a CPU takes 1 unless told
-block_size = 1024                   # >= 1 tokens in a sequence
+mode = 'train'                      # {'train' | 'decode' | 'prepare'}
+baseline = ''                       # {'' | 'hf' | 'plain'} to time in turns: transformers' GPT-2, or nanoGPT's way
+batch_size = 12                     # {>= 1} sequences at a time; a CPU takes 1 unless told
+block_size = 1024                   # {>= 1} tokens in a sequence
 real_data = True                    # of the data set, where it is there; False: random tokens
 dataset = 'openwebtext'             # folder under data/
-seed = 1337                         # [0, 4294967295] of weights and batches
-context = 60                        # >= 1 tokens of the prompt, in decoding
-new_tokens = 100                    # >= 1 tokens after it
+seed = 1337                         # {[0, 4294967295]} of weights and batches
+context = 60                        # {>= 1} tokens of the prompt, in decoding
+new_tokens = 100                    # {>= 1} tokens after it
 data_files = ''                     # for prepare: Parquet files as a glob, with documents in a column 'text'
 # Model
-n_layer = 12                        # >= 1 blocks
-n_head = 12                         # >= 1 attention heads
-n_embd = 768                        # >= 1 channels, a multiple of n_head
-vocab_size = 50304                  # >= 1 tokens
-dropout = 0.0                       # [0, 1) of the activations
+n_layer = 12                        # {>= 1} blocks
+n_head = 12                         # {>= 1} attention heads
+n_embd = 768                        # {>= 1} channels, a multiple of n_head
+vocab_size = 50304                  # {>= 1} tokens
+dropout = 0.0                       # {[0, 1)} of the activations
 bias = False                        # in linear layers and layer norms
 # Measurement
-num_steps = 20                      # >= 1 timed steps; 5 by default where a step is a whole text or data set
-warmup_steps = 3                    # >= 1 steps before them, not counted
+num_steps = 20                      # {>= 1} timed steps; 5 by default where a step is a whole text or data set
+warmup_steps = 3                    # {>= 1} steps before them, not counted
 profile = False                     # a trace in ./bench_log and the costliest operations
 json = ''                           # a file to write the figures to
 # System
 device = default_device()           # cuda, cuda:1, mps or cpu; unless told, the best one here
-dtype = 'auto'                      # 'auto' | 'float32' | 'bfloat16' | 'float16'
+dtype = 'auto'                      # {'auto' | 'float32' | 'bfloat16' | 'float16'}
 compile: bool | None = None         # torch.compile; None: on CUDA only, in training
 activation_checkpointing = False    # True: less memory for activations, about a third more time
 

@@ -1,42 +1,67 @@
 """
-How big and how long: the arithmetic of a GPT's parameters, FLOPs and memory, and what this machine does in what time,
-which plan.py and the two notebooks share. The notebooks derive it, and hold it against measurements.
+How many parameters a GPT has, and how many FLOPs a pass through it takes, by part.
 
-References:
-[1] Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B: FLOPs per token and MFU
-[2] Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models, arXiv 2205.05198, section 4
+transformer_sizing.ipynb derives these formulas and compares them with the model itself.
+
+Reference: Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B (which FLOPs count)
 """
 
 
-
-
 def parameters(config):
-    """{part: number of parameters} of a GPT with this GPTConfig; the sum is GPT(config).get_num_params(False)."""
-    c, C, bias = config, config.n_embd, int(config.bias)
-    up = c.mlp_width * (2 if c.mlp == 'swiglu' else 1)
+    """Numbers of parameters of a GPT with this GPTConfig, as {part: number}.
+
+    They add up to GPT(config).get_num_params(non_embedding=False)."""
+    C = config.n_embd
+    embedding = config.vocab_size * C
+    positions = config.block_size * C if config.position == 'learned' else 0
+    head = 0 if config.tied else embedding  # a tied head is the embedding, and counts once
+
+    # Each output of a linear layer has a weight for each input, and perhaps a bias. All layers of
+    # a block read C channels, except for the MLP's way down, which reads mlp_width.
+    bias = 1 if config.bias else 0
+    per_output = C + bias
+
+    norm = C
+    if config.norm == 'layernorm':
+        norm += bias * C  # RMSNorm has no bias
     return {
-        'token embedding and head': c.vocab_size * C * (1 if c.tied else 2),
-        'position embedding': (c.position == 'learned') * c.block_size * C,
-        'attention: query, key, value': c.n_layer * (C + 2 * c.n_kv_head * c.head_size) * (C + bias),
-        'attention: projection': c.n_layer * C * (C + bias),
-        'MLP: up': c.n_layer * up * (C + bias),
-        'MLP: down': c.n_layer * C * (c.mlp_width + bias),
-        'layer norms': (2 * c.n_layer + 1) * C * (1 + (c.norm == 'layernorm') * bias),
+        'token embedding and head': embedding + head,
+        'position embedding': positions,
+        'attention: query, key, value': config.n_layer * qkv_width(config) * per_output,
+        'attention: projection': config.n_layer * C * per_output,
+        'MLP: up': config.n_layer * up_width(config) * per_output,
+        'MLP: down': config.n_layer * C * (config.mlp_width + bias),
+        'layer norms': (2 * config.n_layer + 1) * norm,
     }
 
 
 def flops(config, tokens=None):
-    """{part: FLOPs} of the forward pass over one sequence of so many tokens (block_size unless told), a product of
-    (n, m) and (m, k) being 2 n m k. All T x T scores count, as in [1]; what is no matrix product does not. The backward
-    pass takes twice as many."""
-    c, C, T = config, config.n_embd, tokens or config.block_size
-    up = c.mlp_width * (2 if c.mlp == 'swiglu' else 1)
+    """FLOPs of a forward pass over one sequence of so many tokens, as {part: FLOPs}.
+
+    tokens: length of the sequence; None: block_size. The backward pass takes twice as many.
+    Only matrix products count, (n, m) times (m, k) with 2 n m k FLOPs, and all T x T attention
+    scores count, masked or not, as in PaLM's formula."""
+    C = config.n_embd
+    T = config.block_size if tokens is None else tokens
+    L = config.n_layer
     return {
-        'attention: query, key, value': c.n_layer * 2 * T * C * (C + 2 * c.n_kv_head * c.head_size),
-        'attention: scores': c.n_layer * 2 * T * T * C,
-        'attention: weighted sum': c.n_layer * 2 * T * T * C,
-        'attention: projection': c.n_layer * 2 * T * C * C,
-        'MLP: up': c.n_layer * 2 * T * C * up,
-        'MLP: down': c.n_layer * 2 * T * C * c.mlp_width,
-        'head': 2 * T * C * c.vocab_size,
+        'attention: query, key, value': L * 2 * T * C * qkv_width(config),
+        'attention: scores': L * 2 * T * T * C,
+        'attention: weighted sum': L * 2 * T * T * C,
+        'attention: projection': L * 2 * T * C * C,
+        'MLP: up': L * 2 * T * C * up_width(config),
+        'MLP: down': L * 2 * T * config.mlp_width * C,
+        'head': 2 * T * C * config.vocab_size,
     }
+
+
+def qkv_width(config):
+    """Channels of queries, keys and values together; grouped heads share keys and values."""
+    return (config.n_head + 2 * config.n_kv_head) * config.head_size
+
+
+def up_width(config):
+    """Outputs of the MLP's first layer: SwiGLU makes gates and values at once."""
+    if config.mlp == 'swiglu':
+        return 2 * config.mlp_width
+    return config.mlp_width

@@ -1,90 +1,130 @@
 """
-How big and how long: the arithmetic of a GPT's parameters, FLOPs and memory, and what this machine does in what time,
-which plan.py and the two notebooks share. The notebooks derive it, and hold it against measurements.
-
-References:
-[1] Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B: FLOPs per token and MFU
-[2] Korthikanti et al. 2022, Reducing Activation Recomputation in Large Transformer Models, arXiv 2205.05198, section 4
+How fast this machine computes: its peak, its memory bandwidth, and the time of a training step.
 """
 import statistics
 import time
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
 from model import GPT
 from plaingpt.planning.counts import parameters
-from plaingpt.system.devices import compile_or_warn, precision, synchronize
+from plaingpt.system.devices import compile_or_warn, place, precision, synchronize
 from plaingpt.training.guard import Guard
 from plaingpt.training.processes import Process
 
+# A step of a larger model is not measured whole, but at two depths of at most so many parameters.
+MEASURED_PARAMETERS = 2 * 10 ** 8
+
+
+class StepTime(NamedTuple):
+    """Seconds that the parts of a training step take."""
+    micro_batch: float  # forward and backward
+    update: float       # of the weights, with clipping
+
 
 def measured_peak(device, dtype):
-    """FLOP/s of the fastest of some products of two square matrices of this torch.dtype on a torch.device."""
+    """FLOP/s of the fastest of some products of two large square matrices of this torch.dtype."""
     n = 8192 if device.type == 'cuda' else 2048
-    a, b = torch.randn(2, n, n, device=device).to(dtype)
-    return 2 * n ** 3 / min(_seconds(lambda: a @ b, device))
+    a = torch.randn(n, n, device=device).to(dtype)
+    b = torch.randn(n, n, device=device).to(dtype)
+    seconds = min(_timed(lambda: a @ b, device))
+    return 2 * n ** 3 / seconds
 
 
 def measured_bandwidth(device):
-    """Bytes/s that the fastest of some copies of an array too large for any cache reads and writes on a device."""
-    source = torch.ones(2 ** 28 if device.type == 'cuda' else 2 ** 26, device=device)
+    """Bytes/s that the fastest of some copies of an array too large for caches reads and writes."""
+    numbers = 2 ** 28 if device.type == 'cuda' else 2 ** 26
+    source = torch.ones(numbers, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / min(_seconds(lambda: target.copy_(source), device))
+    seconds = min(_timed(lambda: target.copy_(source), device))
+    return 2 * source.nbytes / seconds
 
 
-def _seconds(work, device, least=3, enough=0.5):
-    """Seconds of each repetition of work(), after one that does not count: at least so many, until enough seconds."""
+def measured_step(config, batch_size, device, dtype, compiled, checkpointing, make_optimizer=None):
+    """StepTime of a GPT with this GPTConfig, on random tokens, as train.py computes a step.
+
+    batch_size: sequences in a micro-batch; dtype: as in train.py; compiled: whether to compile;
+    checkpointing: train.py's activation_checkpointing; make_optimizer: a function from a GPT to its
+    optimizer, None: AdamW.
+
+    It takes some seconds and little memory, whatever the model: a micro-batch is scaled up from a
+    few sequences, and a large model from two depths, whose difference is the time of a block."""
+    block_parameters = 12 * config.n_embd ** 2
+    depth = max(2, MEASURED_PARAMETERS // block_parameters)
+    depth = min(config.n_layer, depth)
+    deep = _Measured(replace(config, n_layer=depth), device, dtype, compiled, checkpointing)
+
+    # As many sequences as take about two seconds.
+    seconds = min(_timed(lambda: deep.micro_batch(1), device, repetitions=1, seconds=0))
+    rows = max(1, min(batch_size, int(2 / seconds)))
+    micro_batch = deep.timed_micro_batch(rows) * batch_size / rows
+
+    share_measured = sum(parameters(deep.config).values()) / sum(parameters(config).values())
+    update = deep.timed_update(make_optimizer) / share_measured
+
+    if depth < config.n_layer:
+        shallow = _Measured(replace(config, n_layer=1), device, dtype, compiled, checkpointing)
+        shallow_micro_batch = shallow.timed_micro_batch(rows) * batch_size / rows
+        block = (micro_batch - shallow_micro_batch) / (depth - 1)
+        micro_batch += (config.n_layer - depth) * block
+    return StepTime(micro_batch, update)
+
+
+class _Measured:
+    """A GPT whose training steps are timed."""
+
+    def __init__(self, config, device, dtype, compiled, checkpointing):
+        self.config = config
+        self.device = device
+        self.compiled = compiled
+        _, self.autocast, self.scaler = precision(device, dtype, config.n_embd)
+        self.gpt = place(GPT(config), device)
+        self.gpt.checkpointing = checkpointing
+
+    def micro_batch(self, rows):
+        """Computes the gradients of so many sequences."""
+        shape = rows, self.config.block_size
+        tokens = torch.randint(self.config.vocab_size, shape, device=self.device)
+        with self.autocast():
+            _, loss = self.gpt(tokens, tokens, with_logits=False)
+        self.scaler.scale(loss).backward()
+
+    def timed_micro_batch(self, rows):
+        """Seconds of micro_batch(), of the compiled model if that is asked for."""
+        if self.compiled:
+            compile_or_warn(self.gpt, lambda: self.micro_batch(rows))
+        return statistics.median(_timed(lambda: self.micro_batch(rows), self.device, seconds=3))
+
+    def timed_update(self, make_optimizer):
+        """Seconds of the update; micro_batch() must have made gradients."""
+        gpt = self.gpt
+        if make_optimizer is None:
+            optimizer = gpt.configure_optimizers(0.1, 0.0, (0.9, 0.95), self.device.type)
+        else:
+            optimizer = make_optimizer(gpt)
+        guard = Guard(Process(self.device), optimizer, self.scaler)
+        loss = torch.ones((), device=self.device)
+
+        def update():
+            self.scaler.unscale_(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(gpt.parameters(), 1.0)
+            guard.step(1, loss, norm)
+
+        return statistics.median(_timed(update, self.device))
+
+
+def _timed(work, device, repetitions=3, seconds=0.5):
+    """Seconds of each call of work(): at least so many calls, until their sum is so many seconds.
+
+    A first call does not count: it may allocate memory, or choose kernels."""
     times = []
     work()
-    while len(times) < least or sum(times) < enough:
+    while len(times) < repetitions or sum(times) < seconds:
         synchronize(device)
         start = time.perf_counter()
         work()
         synchronize(device)
         times.append(time.perf_counter() - start)
     return times
-
-
-def measured_step(config, batch_size, device, dtype, compiled, checkpointing, optimizer_of=None):
-    """(seconds, seconds): a micro-batch forward and backward, and the update of the weights, of random tokens on a
-    device, as train.py does them. optimizer_of: a function from a GPT to its optimizer; None: AdamW.
-
-    As much is computed as takes some seconds and little memory: of a large model some sequences, at two depths, from
-    which follows what a block takes and what the rest."""
-    depth = min(config.n_layer, max(2, 2 * 10 ** 8 // (12 * config.n_embd ** 2)))
-    _, autocast, scaler = precision(device, dtype, config.n_embd)
-
-    def of_depth(n_layer):
-        gpt = GPT(replace(config, n_layer=n_layer)).to(device)
-        gpt.checkpointing = checkpointing
-        return gpt
-
-    def micro_batch(gpt, rows):
-        tokens = torch.randint(config.vocab_size, (rows, config.block_size), device=device)
-        with autocast():
-            loss = gpt(tokens, tokens, with_logits=False)[1]
-        scaler.scale(loss).backward()
-
-    def timed(gpt, rows):
-        if compiled:
-            compile_or_warn(gpt, lambda: micro_batch(gpt, rows))
-        return statistics.median(_seconds(lambda: micro_batch(gpt, rows), device, enough=3)) * batch_size / rows
-
-    deep = of_depth(depth)
-    rows = int(2 / min(_seconds(lambda: micro_batch(deep, 1), device, least=1, enough=0)))
-    rows = max(1, min(batch_size, rows))
-    seconds = timed(deep, rows)
-    optimizer = optimizer_of(deep) if optimizer_of else deep.configure_optimizers(0.1, 0.0, (0.9, 0.95), device.type)
-    guard = Guard(Process(device), optimizer, scaler)
-
-    def update():
-        scaler.unscale_(optimizer)
-        guard.step(1, torch.ones((), device=device), torch.nn.utils.clip_grad_norm_(deep.parameters(), 1.0))
-
-    share = sum(parameters(deep.config).values()) / sum(parameters(config).values())
-    update_seconds = statistics.median(_seconds(update, device)) / share
-    if depth < config.n_layer:
-        block = (seconds - timed(of_depth(1), rows)) / (depth - 1)
-        seconds += (config.n_layer - depth) * block
-    return seconds, update_seconds

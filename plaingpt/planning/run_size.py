@@ -1,0 +1,54 @@
+"""
+The size of a run: how much it computes and keeps, apart from its model and its hardware.
+"""
+from dataclasses import dataclass
+
+from plaingpt.training import freezing
+from plaingpt.training.optimizers import muon_matrices
+
+
+@dataclass(frozen=True)
+class RunSize:
+    """What a plan must know of a run. The defaults are those of a single step."""
+    batch_size: int                 # sequences in a micro-batch
+    micro_batches: int = 1          # in a step, over all devices together
+    max_steps: int = 1              # in all
+    steps_done: int = 0             # by earlier sessions
+    eval_interval: int = 1          # steps from one evaluation to the next
+    eval_batches: int = 0           # of each split, in one evaluation
+    dataset: str = ''               # its name
+    data_tokens: int | None = None  # in its training split; None: unknown
+    checkpointing: bool = False     # train.py's activation_checkpointing
+    trained: int | None = None      # parameters with a gradient and optimizer state; None: all
+    moments: float = 2.0            # numbers of optimizer state for each of them, on average
+    adapter_only: bool = False      # whether a checkpoint holds only what is trained
+
+    @classmethod
+    def of_run(cls, gpt, run, data_tokens, steps_done):
+        """That of a run with this config of train.py.
+
+        UserError if the config wants to train parameters that the model does not have."""
+        names = freezing.most_trained(gpt, run)
+        trained = {parameter for name, parameter in gpt.named_parameters() if name in names}
+        trained_numbers = sum(parameter.numel() for parameter in trained)
+
+        # AdamW keeps two numbers for each parameter, Muon one.
+        moments = 2 * trained_numbers
+        if run['optimizer'] == 'muon':
+            for matrix in muon_matrices(gpt):
+                if matrix in trained:
+                    moments -= matrix.numel()
+        return cls(
+            batch_size=run['batch_size'],
+            micro_batches=run['gradient_accumulation_steps'],
+            max_steps=run['max_iters'],
+            steps_done=steps_done,
+            eval_interval=run['eval_interval'],
+            eval_batches=run['eval_iters'],
+            dataset=run['dataset'],
+            data_tokens=data_tokens,
+            checkpointing=run['activation_checkpointing'],
+            trained=trained_numbers,
+            moments=moments / max(1, trained_numbers),
+            adapter_only=run['lora_rank'] > 0,
+        )
