@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from conftest import ROOT, TINY, refused, run, succeeded
-from runs import (TWO_RANKS, assert_same_curve, command, metrics, state)
+from runs import TWO_RANKS, assert_same_curve, command, metrics, state
 
 
 # 2 micro-batches are dealt out, 1 is cut by rows, and 3 on 2 ranks are cut too.

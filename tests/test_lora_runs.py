@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 from conftest import TINY, refused, run, run_here, succeeded
-from runs import (TWO_RANKS, assert_same_curve, equal_states, metrics, state, train)
+from runs import TWO_RANKS, assert_same_curve, equal_states, metrics, state, train
 
 from plaingpt.formats.peft_adapter import PREFIX, TENSORS
 

@@ -88,8 +88,12 @@ def read_config(model_type):
     is_hub_id = '/' in model_type or model_type in SHORT_NAMES
     if not is_directory and not is_hub_id:
         raise refusal(model_type, 'it is no directory, and hub ids have the form owner/name')
-    from huggingface_hub.utils import logging
-    from transformers import GPT2Config
+    try:
+        from huggingface_hub.utils import logging
+        from transformers import GPT2Config
+    except ImportError:
+        raise UserError(f'{model_type} needs the package transformers: '
+                        'pip install transformers') from None
     logging.set_verbosity_error()  # offline, it would report each retry before our sentence
     with _refusing(model_type):
         entries, _ = GPT2Config.get_config_dict(model_type)

@@ -4,11 +4,14 @@ The hardware that a run is planned for: this machine, or cards of which only the
 import os
 from typing import NamedTuple
 
-import torch
-
 from plaingpt.planning.data_sheets import data_sheet, lacks_tf32
 from plaingpt.planning.memory import usable
-from plaingpt.system.devices import device_memory, hardware_name, peak_memory
+from plaingpt.system.devices import (
+    cpu_capabilities,
+    device_memory,
+    hardware_name,
+    peak_memory,
+)
 
 
 class Hardware(NamedTuple):
@@ -58,6 +61,6 @@ def has_float32_buffers():
 
     oneDNN (torch 2.13) does so on CPUs with AVX-512 but no bfloat16 units. CPUs with such units
     need small buffers only, and on those without AVX-512 torch takes another way, with none."""
-    capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
+    capabilities = cpu_capabilities()
     bfloat16_units = capabilities.get('avx512_bf16') or capabilities.get('amx_bf16')
     return bool(capabilities.get('avx512_f') and not bfloat16_units)

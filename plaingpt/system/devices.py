@@ -64,7 +64,7 @@ def default_dtype(device, width, training=True):
     # (docs/benchmarks.md).
     smallest_width = 128 if training else 256
     if device.type == 'cpu' and width >= smallest_width:
-        capabilities = _cpu_capabilities()
+        capabilities = cpu_capabilities()
         if capabilities.get('amx_bf16') or capabilities.get('avx512_bf16'):
             return 'bfloat16'
     return 'float32'
@@ -110,11 +110,11 @@ def hardware_name(device):
         return torch.cuda.get_device_name(device)
     if device.type == 'mps':
         return f'{platform.machine()} (MPS)'
-    name = _cpu_capabilities().get('cpu_name') or platform.processor() or platform.machine()
+    name = cpu_capabilities().get('cpu_name') or platform.processor() or platform.machine()
     return f'{name} ({torch.get_num_threads()} threads)'
 
 
-def _cpu_capabilities():
+def cpu_capabilities():
     """{instruction set: whether this CPU has it, …, 'cpu_name': …}; {} from an older torch."""
     get_capabilities = getattr(torch.cpu, 'get_capabilities', None)
     if get_capabilities is None:

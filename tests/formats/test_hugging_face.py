@@ -1,6 +1,7 @@
 """plaingpt/formats/hugging_face.py: models of Hugging Face compute the same, and run no code."""
 import json
 import os
+import sys
 import types
 
 import pytest
@@ -12,6 +13,7 @@ from forgery import one_sentence, saved_by_torch
 from model import GPT
 from plaingpt.formats import hugging_face
 from plaingpt.formats.hugging_face import CannotLoad, load_gpt2, tokenizer_of
+from plaingpt.system.messages import UserError
 from plaingpt.text.publishing import write_data_set
 from plaingpt.text.tokenizer_json import describe_tokenizer_json
 from plaingpt.text.tokenizers import GPT2_VOCAB_SIZE, load_tokenizer
@@ -390,3 +392,9 @@ def test_a_hub_that_fails_is_refused_in_one_sentence(monkeypatch):
     monkeypatch.setattr('huggingface_hub.hf_hub_download', download)
     with refusal(CannotLoad):
         tokenizer_of('someone/small-gpt2')
+
+
+def test_without_transformers_a_gpt2_is_refused_in_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, 'transformers', None)
+    with pytest.raises(UserError, match='needs the package transformers: pip install transf'):
+        load_gpt2(str(tmp_path))

@@ -3,7 +3,7 @@ import contextlib
 
 import torch
 
-from model import GPT, GPTConfig
+from model import GPT
 from plaingpt.system.devices import place, precision
 
 CPU = torch.device('cpu')

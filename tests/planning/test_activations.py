@@ -20,14 +20,14 @@ from plaingpt.system.devices import place, precision
     dict(n_kv_head=1, mlp='relu2'),
     dict(position='alibi', n_kv_head=1),
 ], ids=str)
-@pytest.mark.parametrize('T', [96, 520])  # the second is too long to write attention out in bfloat16
+@pytest.mark.parametrize('T', [96, 520])  # above 512, bfloat16 alone does not write attention out
 def test_activations_are_what_autograd_saves_to_the_byte(options, T, dropout, dtype):
     # All three sequences fit into the cache, so that attention is computed in one piece.
     rows = 3
     config = GPTConfig(T, 65, 2, 2, 64, dropout, False, **options)
     gpt = place(GPT(config), CPU)
 
-    # Not counted here: weights in 16 bits, and what all blocks share, rope's angles and ALiBi's bias.
+    # Not counted here: weights in 16 bits, and rope's angles and ALiBi's bias, which all share.
     others = {(1, T, 1, config.head_size // 2), (1, 2, T, T)}
     for parameter in gpt.parameters():
         others |= {parameter.shape, parameter.shape[::-1]}

@@ -22,7 +22,7 @@ from plaingpt.planning.memory import step_memory
 STEPS = [
     (GPTConfig(64, 65, 4, 4, 128, 0.0, False), 12, 1, False),   # many activations: peak at the loss
     (GPTConfig(64, 65, 4, 4, 128, 0.1, True), 12, 1, False),
-    (GPTConfig(64, 65, 4, 4, 128, 0.0, False), 12, 2, False),   # with another micro-batch's gradients
+    (GPTConfig(64, 65, 4, 4, 128, 0.0, False), 12, 2, False),   # with earlier gradients
     (GPTConfig(600, 65, 2, 2, 64, 0.0, False), 3, 1, False),    # long: attention is not written out
     (GPTConfig(16, 8192, 2, 2, 256, 0.0, False), 1, 1, False),  # many weights: peak at the end
     (GPTConfig(128, 8192, 2, 2, 64, 0.0, False), 8, 1, False),  # many logits
