@@ -1,14 +1,16 @@
 """
-Times this repository's work on random weights, and shows where the time goes:
+Times training, sampling or data preparation on random weights, and shows where the time goes:
 
-    python bench.py                                             # a training step: forward, backward, AdamW
-    python bench.py --profile=True
-    python bench.py --baseline=hf --json=bench.json             # in turns with transformers' GPT-2
-    python bench.py --mode=decode --context=400 --batch_size=1  # tokens after a prompt
-    python bench.py --mode=prepare --baseline=plain             # text to token files
+    python bench.py                                  # a training step: forward, backward, AdamW
+    python bench.py --profile=True                   # where its time goes
+    python bench.py --baseline=hf --json=bench.json  # in turns with transformers' GPT-2
+    python bench.py --mode=decode --context=400      # tokens after a prompt
+    python bench.py --mode=prepare --data_files='texts/*.parquet' --baseline=plain
 
-The profile is written to ./bench_log, for TensorBoard or chrome://tracing. docs/benchmarks.md has what came of it.
+--profile=True writes a Chrome trace into ./bench_log; open it at https://ui.perfetto.dev.
+docs/benchmarks.md has the results.
 """
+import contextlib
 import glob
 import os
 import statistics
@@ -16,17 +18,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
 from json import dump
-from unittest.mock import patch
 
 import torch
 
-import model as model_file
 from configurator import configure
 from model import GPT, GPTConfig
 from plaingpt.inference.engine import stream
-from plaingpt.planning.plan import Hardware, Plan, print_summary
+from plaingpt.planning.hardware import Hardware
+from plaingpt.planning.plan import Plan, print_summary
+from plaingpt.planning.run_size import RunSize
 from plaingpt.system.devices import (
     check_device,
     compile_or_warn,
@@ -34,204 +35,257 @@ from plaingpt.system.devices import (
     default_dtype,
     hardware_name,
     peak_memory,
+    place,
     precision,
     set_up_math,
     synchronize,
 )
 from plaingpt.system.messages import UserError, explained
-from plaingpt.text.data_sets import read_meta
+from plaingpt.text.data_sets import folder_of, read_meta
 from plaingpt.text.token_files import TokenFile
 
 # ---- configuration ----
 # Work
 mode = 'train'                      # {'train' | 'decode' | 'prepare'}
-baseline = ''                       # {'' | 'hf' | 'plain'} to time in turns: transformers' GPT-2, or nanoGPT's way
-batch_size = 12                     # {>= 1} sequences at a time; a CPU takes 1 unless told
+baseline = ''                       # {'' | 'hf' | 'plain'} transformers, or nanoGPT's way; in turns
+batch_size = 12                     # {>= 1} sequences at a time; default on a CPU, or decoding: 1
 block_size = 1024                   # {>= 1} tokens in a sequence
-real_data = True                    # of the data set, where it is there; False: random tokens
+real_data = True                    # read the data set if it is there; False: random tokens
 dataset = 'openwebtext'             # folder under data/
 seed = 1337                         # {[0, 4294967295]} of weights and batches
-context = 60                        # {>= 1} tokens of the prompt, in decoding
+context = 60                        # {>= 1} tokens of the prompt, in decode
 new_tokens = 100                    # {>= 1} tokens after it
-data_files = ''                     # for prepare: Parquet files as a glob, with documents in a column 'text'
+data_files = ''                     # for prepare: Parquet files, as a glob, with a column 'text'
 # Model
 n_layer = 12                        # {>= 1} blocks
 n_head = 12                         # {>= 1} attention heads
 n_embd = 768                        # {>= 1} channels, a multiple of n_head
 vocab_size = 50304                  # {>= 1} tokens
-dropout = 0.0                       # {[0, 1)} of the activations
+dropout = 0.0                       # {[0, 1)} share of activations zeroed in training
 bias = False                        # in linear layers and layer norms
 # Measurement
-num_steps = 20                      # {>= 1} timed steps; 5 by default where a step is a whole text or data set
-warmup_steps = 3                    # {>= 1} steps before them, not counted
-profile = False                     # a trace in ./bench_log and the costliest operations
+num_steps = 20                      # {>= 1} timed steps; default in decode and prepare: 5
+warmup_steps = 3                    # {>= 1} steps before them; default in decode: 1
+profile = False                     # write a trace to ./bench_log, print the costliest operations
 json = ''                           # a file to write the figures to
 # System
-device = default_device()           # cuda, cuda:1, mps or cpu; unless told, the best one here
+device = default_device()           # cuda, cuda:1, mps or cpu; default: the best one here
 dtype = 'auto'                      # {'auto' | 'float32' | 'bfloat16' | 'float16'}
 compile: bool | None = None         # torch.compile; None: on CUDA only, in training
 activation_checkpointing = False    # True: less memory for activations, about a third more time
 
 
 def problems():
+    """Yields what is wrong between keys, beyond the rules in their comments."""
     if mode == 'prepare' and not data_files:
         yield "mode='prepare' needs documents: --data_files='texts/*.parquet'"
     if mode == 'prepare' and (baseline == 'hf' or profile):
         yield "mode='prepare' goes with neither baseline='hf' nor profile=True"
     if mode == 'decode' and baseline == 'hf' and context + new_tokens > block_size:
-        yield f'transformers stops at block_size={block_size}: context={context} + new_tokens={new_tokens} is more'
+        yield (f'transformers stops at block_size={block_size}: context={context} + '
+               f'new_tokens={new_tokens} is more')
 
 
 config, given = configure(globals())
 
 # ---- set-up ----
-device = check_device(device)
-set_up_math(seed, device)
-training = mode == 'train'
-if not training:
-    num_steps = num_steps if 'num_steps' in given else 5
-    warmup_steps = warmup_steps if 'warmup_steps' in given else 1
-if (device.type == 'cpu' or not training) and 'batch_size' not in given:
-    batch_size = 1  # 12 sequences of the default model take half a minute a step and 20 GB on a CPU
-precision_name, autocast, scaler = precision(device, dtype, n_embd)
+torch_device = check_device(device)
+set_up_math(seed, torch_device)
+precision_name, autocast, scaler = precision(torch_device, dtype, n_embd)
 if mode == 'decode' and dtype == 'auto':
-    precision_name = default_dtype(device, n_embd, training=False)
-usual_dtype = 'float32' if device.type == 'cpu' else precision_name  # of the baselines
-plainly = patch.object(model_file, '_on_cpu', lambda x: False)  # without what model.py does in another way there
+    precision_name = default_dtype(torch_device, n_embd, training=False)
+# The baselines compute as others do: in float32 on a CPU.
+baseline_dtype = 'float32' if torch_device.type == 'cpu' else precision_name
+
+# Defaults that depend on other keys.
+if mode != 'train':
+    if 'num_steps' not in given:
+        num_steps = 5  # each is a whole text or data set
+    if 'warmup_steps' not in given:
+        warmup_steps = 1
+if mode == 'prepare':
+    warmup_steps = 0
+if profile and 'num_steps' not in given:
+    num_steps = 3  # a trace of more is slow to open
+if 'batch_size' not in given and (torch_device.type == 'cpu' or mode != 'train'):
+    batch_size = 1  # on a CPU, 12 sequences of GPT-2 take half a minute a step, and 20 GB
 
 
-def our_gpt():
+def plain_gpt():
+    """A GPT on the device, computed by torch's own operations."""
     with explained(ValueError):
-        return GPT(GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, bias)).to(device)
+        config = GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, bias)
+        return GPT(config).to(torch_device)
 
 
-def hugging_face():
+def hugging_face_gpt():
+    """The same architecture by transformers."""
     from transformers import GPT2Config, GPT2LMHeadModel
-    return GPT2LMHeadModel(GPT2Config(
-        vocab_size=vocab_size, n_positions=block_size, n_embd=n_embd, n_layer=n_layer, n_head=n_head, bos_token_id=0,
-        eos_token_id=0, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout)).to(device)
+    config = GPT2Config(
+        vocab_size=vocab_size, n_positions=block_size, n_embd=n_embd, n_layer=n_layer,
+        n_head=n_head, bos_token_id=0, eos_token_id=0, resid_pdrop=dropout, embd_pdrop=dropout,
+        attn_pdrop=dropout)
+    return GPT2LMHeadModel(config).to(torch_device)
 
 
-# ---- what is timed: functions from a step's number to the tokens that it has dealt with ----
-def batches():
-    """A function from a step's number to its x and y."""
-    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', dataset)
+# ---- training: each function below makes another, which does a step and returns its tokens ----
+
+def batch_source():
+    """A function from a step's number to its x and y, of the data set or of random tokens."""
+    folder = folder_of(dataset)
     train_bin = os.path.join(folder, 'train.bin')
     if real_data and not os.path.exists(train_bin):
         print(f'note: {train_bin} is missing, so the tokens are random')
-    elif real_data and ((meta := read_meta(folder))['vocab_size'] or 0) > vocab_size:
-        print(f"note: the vocabulary of {train_bin} has {meta['vocab_size']} tokens, so the tokens are random")
     elif real_data:
-        data = TokenFile(train_bin, meta['dtype'], vocab_size, block_size)
-        return lambda step: data.batch(seed, 'train', step, 0, batch_size, block_size, device)
+        meta = read_meta(folder)
+        data_vocab_size = meta['vocab_size'] or 0
+        if data_vocab_size <= vocab_size:
+            data = TokenFile(train_bin, meta['dtype'], vocab_size, block_size)
+            return lambda step: data.batch(seed, 'train', step, 0, batch_size, block_size,
+                                           torch_device)
+        print(f'note: the vocabulary of {train_bin} has {data_vocab_size} tokens, '
+              'so the tokens are random')
 
-    def random_tokens(step):
+    def random_batch(step):
         generator = torch.Generator().manual_seed(seed + step)
-        tokens = torch.randint(vocab_size, (batch_size, block_size + 1), generator=generator).to(device)
+        shape = batch_size, block_size + 1
+        tokens = torch.randint(vocab_size, shape, generator=generator).to(torch_device)
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    return random_tokens
+
+    return random_batch
 
 
 def train_step(net, loss_of, optimizer, autocast, scaler):
     def step(number):
+        x, y = batch(number)
         with autocast():
-            loss = loss_of(*batch(number))
+            loss = loss_of(x, y)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        synchronize(device)
+        synchronize(torch_device)
         return batch_size * block_size
     return step
 
 
 def our_train_step():
+    def loss_of(x, y):
+        _, loss = gpt(x, y, with_logits=False)
+        return loss
+
     gpt.checkpointing = activation_checkpointing
-    return train_step(gpt, lambda x, y: gpt(x, y, with_logits=False)[1],
-                      gpt.configure_optimizers(0.1, 1e-4, (0.9, 0.95), device.type), autocast, scaler)
+    optimizer = gpt.configure_optimizers(0.1, 1e-4, (0.9, 0.95), torch_device.type)
+    return train_step(gpt, loss_of, optimizer, autocast, scaler)
 
 
-def baseline_train_step():
-    _, autocast, scaler = precision(device, usual_dtype, n_embd)
-    net = hugging_face().train() if baseline == 'hf' else our_gpt()
-    step = train_step(net, lambda x, y: net(input_ids=x, labels=x).loss if baseline == 'hf' else net(x, y)[1],
-                      torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=device.type == 'cuda'),
-                      autocast, scaler)
-    if baseline == 'plain' and compile:
+def plain_train_step():
+    def loss_of(x, y):
+        _, loss = net(x, y)
+        return loss
+
+    net = plain_gpt()
+    step = baseline_train_step(net, loss_of)
+    if compile:
         compile_or_warn(net, lambda: step(0))
-    return step if baseline == 'hf' else plainly(step)
+    return step
 
+
+def hugging_face_train_step():
+    net = hugging_face_gpt().train()
+    return baseline_train_step(net, lambda x, y: net(input_ids=x, labels=x).loss)
+
+
+def baseline_train_step(net, loss_of):
+    _, autocast, scaler = precision(torch_device, baseline_dtype, n_embd)
+    fused = torch_device.type == 'cuda'
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=fused)
+    return train_step(net, loss_of, optimizer, autocast, scaler)
+
+
+# ---- decoding: each function makes another, which writes a text and returns its tokens ----
 
 def our_text():
     gpt.eval().to(getattr(torch, precision_name))
 
     def text(number):
-        for _ in stream(gpt, prompt, new_tokens, 0.8, 200, num_samples=batch_size, seeds=range(batch_size)):
+        seeds = range(batch_size)
+        for _ in stream(gpt, prompt, new_tokens, 0.8, 200, num_samples=batch_size, seeds=seeds):
             pass
-        synchronize(device)
-        return batch_size * new_tokens
-    return text
-
-
-def hugging_face_text():
-    net = hugging_face().eval().to(getattr(torch, usual_dtype))
-
-    def text(number):
-        net.generate(prompt, attention_mask=torch.ones_like(prompt), pad_token_id=0, num_return_sequences=batch_size,
-                     do_sample=True, temperature=0.8, top_k=200, min_new_tokens=new_tokens, max_new_tokens=new_tokens)
-        synchronize(device)
+        synchronize(torch_device)
         return batch_size * new_tokens
     return text
 
 
 def plain_text():
-    """One sample, as nanoGPT takes them one by one: each token from all before it."""
-    net = our_gpt().eval().to(getattr(torch, usual_dtype))
+    """One sample, as nanoGPT takes them one by one: each token from all tokens before it."""
+    net = plain_gpt().eval().to(getattr(torch, baseline_dtype))
 
-    @plainly
     @torch.no_grad()
     def text(number):
         idx = prompt
         for _ in range(new_tokens):
-            logits = net(idx[:, -block_size:])[0][:, -1].float() / 0.8  # (1, V)
-            least = logits.topk(min(200, vocab_size)).values[:, -1:]
-            idx = torch.cat([idx, torch.multinomial(logits.where(logits >= least, -torch.inf).softmax(-1), 1)], dim=1)
-        synchronize(device)
+            logits, _ = net(idx[:, -block_size:])
+            logits = logits[:, -1].float() / 0.8  # (1, V)
+            top = logits.topk(min(200, vocab_size)).values
+            logits = logits.masked_fill(logits < top[:, -1:], -torch.inf)
+            idx_next = torch.multinomial(logits.softmax(dim=-1), num_samples=1)
+            idx = torch.cat([idx, idx_next], dim=1)
+        synchronize(torch_device)
         return new_tokens
     return text
 
 
+def hugging_face_text():
+    net = hugging_face_gpt().eval().to(getattr(torch, baseline_dtype))
+
+    def text(number):
+        net.generate(prompt, attention_mask=torch.ones_like(prompt), pad_token_id=0,
+                     num_return_sequences=batch_size, do_sample=True, temperature=0.8, top_k=200,
+                     min_new_tokens=new_tokens, max_new_tokens=new_tokens)
+        synchronize(torch_device)
+        return batch_size * new_tokens
+    return text
+
+
+# ---- preparation: each function prepares the documents and returns their tokens ----
+
 def our_preparation(number):
+    script = os.path.join(folder_of('openwebtext'), 'prepare.py')
     with tempfile.TemporaryDirectory() as folder:
-        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', 'openwebtext', 'prepare.py')
-        ended = subprocess.run([sys.executable, script, f'--dataset={folder}', f'--data_files={data_files}'],
-                               capture_output=True, text=True, encoding='utf-8',
-                               env={**os.environ, 'HF_DATASETS_CACHE': os.path.join(folder, 'cache')})
-        if ended.returncode:
-            raise UserError(f'{script} failed: {ended.stderr.strip()[-500:]}')
-        return sum(os.path.getsize(os.path.join(folder, f'{split}.bin')) for split in ('train', 'val')) // 2
+        flags = [f'--dataset={folder}', f'--data_files={data_files}']
+        cache = {'HF_DATASETS_CACHE': os.path.join(folder, 'cache')}
+        run_program(script, *flags, name=script, env={**os.environ, **cache})
+        size = 0
+        for split in 'train', 'val':
+            size += os.path.getsize(os.path.join(folder, f'{split}.bin'))
+    return size // 2  # bytes of a uint16
 
 
 def plain_preparation(number):
-    """nanoGPT's way: datasets maps each document to a list of ids on disk, from which the token files are then made."""
-    ended = subprocess.run([sys.executable, '-c', PLAIN_PREPARATION, *files], capture_output=True, text=True,
-                           encoding='utf-8')
-    if ended.returncode:
-        raise UserError(f'the baseline failed: {ended.stderr.strip()[-500:]}')
-    return int(ended.stdout)
+    """nanoGPT's way: datasets maps documents to lists of ids on disk, then makes token files."""
+    files = sorted(glob.glob(os.path.expanduser(data_files)))
+    return int(run_program('-c', PLAIN_PREPARATION, *files, name='the baseline'))
 
 
 PLAIN_PREPARATION = '''
 import os, sys, tempfile
 import datasets, numpy, tiktoken
-bpe, tokens = tiktoken.get_encoding("gpt2"), 0
+
+bpe = tiktoken.get_encoding("gpt2")
+tokens = 0
+
+def encode(document):
+    return {"encoded": [*bpe.encode_ordinary(document["text"]), bpe.eot_token]}
+
 with tempfile.TemporaryDirectory() as folder:
-    texts = datasets.load_dataset("parquet", data_files=sys.argv[1:], split="train", cache_dir=folder)
+    texts = datasets.load_dataset("parquet", data_files=sys.argv[1:], split="train",
+                                  cache_dir=folder)
     texts = texts.train_test_split(test_size=0.0005, seed=1)
-    encoded = texts.map(lambda document: {"encoded": [*bpe.encode_ordinary(document["text"]), bpe.eot_token]},
-                        num_proc=os.cpu_count(), remove_columns=texts["train"].column_names)
+    columns = texts["train"].column_names
+    encoded = texts.map(encode, num_proc=os.cpu_count(), remove_columns=columns)
     for name, part in encoded.items():
         with open(os.path.join(folder, name), "wb") as file:
             for documents in part.with_format("numpy").iter(batch_size=len(part) // 1024 + 1):
@@ -240,84 +294,159 @@ with tempfile.TemporaryDirectory() as folder:
 print(tokens)
 '''
 
-# ---- measurement ----
-ours, theirs = our_preparation, plain_preparation
-if mode == 'prepare':
-    files = sorted(glob.glob(os.path.expanduser(data_files)))
-    warmup_steps = 0
-else:
-    hardware = Hardware.here(device, 1)
-    gpt = our_gpt()
-    batch, prompt = batches() if training else None, torch.randint(vocab_size, (1, context), device=device)
-    ours = our_train_step() if training else our_text()
-compile = training and device.type == 'cuda' if compile is None else compile
-if compile and mode != 'prepare':
-    compile = compile_or_warn(gpt, lambda: ours(0), dynamic=None if training else True)
-for number in range(warmup_steps):
-    ours(number)
-memory, memory_kind = peak_memory(device)
-contenders = [ours]
-if baseline and mode != 'prepare':
-    theirs = baseline_train_step() if training else hugging_face_text() if baseline == 'hf' else plain_text()
-if baseline:
-    contenders.append(theirs)
-for number in range(warmup_steps if baseline else 0):
-    theirs(number)
 
-profiler = nullcontext()
+def run_program(*arguments, name, env=None):
+    """stdout of python with these arguments. UserError if it fails."""
+    ended = subprocess.run([sys.executable, *arguments], capture_output=True, text=True,
+                           encoding='utf-8', env=env)
+    if ended.returncode != 0:
+        raise UserError(f'{name} failed: {ended.stderr.strip()[-500:]}')
+    return ended.stdout
+
+
+# ---- measurement ----
+
+class Contender:
+    """One of the programs that are timed in turns."""
+
+    def __init__(self, name, work):
+        self.name = name
+        self.work = work   # a function from a step's number to its tokens
+        self.seconds = []  # of each timed step
+        self.tokens = 0    # in a step
+
+    def time(self, number):
+        begin = time.perf_counter()
+        self.tokens = self.work(number)
+        self.seconds.append(time.perf_counter() - begin)
+
+    def median(self):
+        return statistics.median(self.seconds)
+
+    def speed(self):
+        """Tokens/s at the median."""
+        return self.tokens / self.median()
+
+
+# Ours.
+gpt = None
+compiled = False
+if mode == 'prepare':
+    ours = Contender('ours', our_preparation)
+else:
+    hardware = Hardware.here(torch_device, 1)  # while its memory is empty
+    gpt = place(plain_gpt(), torch_device)
+    if mode == 'train':
+        batch = batch_source()
+        ours = Contender('ours', our_train_step())
+    else:
+        prompt = torch.randint(vocab_size, (1, context), device=torch_device)
+        ours = Contender('ours', our_text())
+    if compile is None:
+        compile = mode == 'train' and torch_device.type == 'cuda'
+    if compile:
+        lengths_change = None if mode == 'train' else True
+        compiled = compile_or_warn(gpt, lambda: ours.work(0), dynamic=lengths_change)
+for number in range(warmup_steps):
+    ours.work(number)
+memory, memory_kind = peak_memory(torch_device)  # before the baseline takes any
+
+# The baseline.
+theirs = None
+if baseline:
+    if mode == 'prepare':
+        work = plain_preparation
+    elif mode == 'train':
+        work = hugging_face_train_step() if baseline == 'hf' else plain_train_step()
+    else:
+        work = hugging_face_text() if baseline == 'hf' else plain_text()
+    theirs = Contender(baseline, work)
+    for number in range(warmup_steps):
+        theirs.work(number)
+contenders = [ours, theirs] if baseline else [ours]
+
+profiler = contextlib.nullcontext()
 if profile:
     activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.type == 'cuda':
+    if torch_device.type == 'cuda':
         activities.append(torch.profiler.ProfilerActivity.CUDA)
+    profiler = torch.profiler.profile(activities=activities, record_shapes=True,
+                                      profile_memory=True)
     with explained(OSError, prefix='the trace cannot be written: '):
-        os.makedirs('./bench_log', exist_ok=True)
-    profiler = torch.profiler.profile(activities=activities, record_shapes=True, profile_memory=True,
-                                      on_trace_ready=torch.profiler.tensorboard_trace_handler('./bench_log'))
-    num_steps = num_steps if 'num_steps' in given else 3  # a trace of more is slow to open
-seconds, tokens = [[] for _ in contenders], [0 for _ in contenders]
+        os.makedirs('bench_log', exist_ok=True)
+
+# They take turns, so that whatever else the machine does slows down both.
 with profiler:
     for number in range(warmup_steps, warmup_steps + num_steps):
-        for i, contender in enumerate(contenders):  # in turns, so that what else the machine does meets all alike
-            begin = time.perf_counter()
-            tokens[i] = contender(number)
-            seconds[i].append(time.perf_counter() - begin)
-            if contender is ours and (not baseline or (mode == 'prepare' and number == 0)):  # not the baseline's peak
-                memory, memory_kind = peak_memory(device, children=mode == 'prepare')
+        ours.time(number)
+        # Once the baseline has run, the peak may be its own.
+        peak_is_ours = not baseline or (mode == 'prepare' and number == 0)
+        if peak_is_ours:
+            memory, memory_kind = peak_memory(torch_device, children=mode == 'prepare')
+        if baseline:
+            theirs.time(number)
 
 # ---- figures ----
 if profile:
-    by = 'self_device_time_total' if device.type == 'cuda' else 'self_cpu_time_total'
-    print(profiler.key_averages().table(sort_by=by, row_limit=12, max_name_column_width=40))
-    print('trace in ./bench_log; the figures below include the cost of tracing')
-medians = [statistics.median(times) for times in seconds]
-speeds = [count / median for count, median in zip(tokens, medians, strict=True)]
-mfu = gpt.estimate_mfu(batch_size, medians[0]) if training else None
-print(f'machine  {hardware_name(device)}, torch {torch.__version__}')
-if mode != 'prepare':
-    print(f'numbers  {precision_name}, {"compiled" if compile else "eager"}')
-    a_step = {'gradient_accumulation_steps': 1, 'batch_size': batch_size, 'max_iters': 1, 'eval_interval': 1,
-              'eval_iters': 0, 'dataset': dataset, 'activation_checkpointing': activation_checkpointing,
-              'optimizer': 'adamw', 'lora_rank': 0, 'trainable': 'all', 'unfreeze': None}
-    said = Plan(gpt, a_step, hardware, precision_name, None).summary()
-    labels = ['model', 'step', 'compute', 'memory', 'disk'] if training else ['model']
-    print_summary({label: said[label] for label in labels})
-what = {'train': f'a step of {batch_size} x {block_size} tokens',
-        'decode': f'{batch_size} x {new_tokens} tokens after {context}', 'prepare': f'{tokens[0]:,} tokens'}[mode]
-for name, times, speed in zip(('ours', baseline), seconds, speeds, strict=False):
-    low, middle, high = (f'{1000 * value:.2f}' for value in (min(times), statistics.median(times), max(times)))
-    print(f'{name:8} {middle} ms for {what}, the median of {num_steps} ({low} to {high}): {speed:,.0f} tokens/s')
-if training:
-    print(f'MFU      {"n/a" if mfu is None else f"{mfu:.1%}"}')
-print(f'held     {"n/a" if memory is None else f"{memory / 1e6:,.0f} MB"} at the peak, {memory_kind}')
-figures = {'mode': mode, 'ms_per_step': 1000 * medians[0], 'tokens_per_s': speeds[0], 'mfu': mfu,
-           'peak_memory_bytes': memory, 'device_name': hardware_name(device), 'torch': torch.__version__,
-           'precision': precision_name, 'compiled': compile,
-           'config': {**config, 'batch_size': batch_size, 'num_steps': num_steps, 'warmup_steps': warmup_steps}}
+    sort_by = 'self_device_time_total' if torch_device.type == 'cuda' else 'self_cpu_time_total'
+    operations = profiler.key_averages()
+    print(operations.table(sort_by=sort_by, row_limit=12, max_name_column_width=40))
+    trace = os.path.join('bench_log', time.strftime(f'{mode}-%Y%m%d-%H%M%S.json'))
+    with explained(OSError, prefix='the trace cannot be written: '):
+        profiler.export_chrome_trace(trace)
+    print(f'trace in {trace}: open it at https://ui.perfetto.dev; the figures below include the '
+          'cost of tracing')
+
+print(f'machine  {hardware_name(torch_device)}, torch {torch.__version__}')
+if gpt is not None:
+    print(f'numbers  {precision_name}, {"compiled" if compiled else "eager"}')
+    size = RunSize(batch_size, checkpointing=activation_checkpointing)
+    summary = Plan(gpt, size, hardware, precision_name).summary()
+    labels = ['model', 'step', 'compute', 'memory', 'disk'] if mode == 'train' else ['model']
+    print_summary({label: summary[label] for label in labels})
+
+if mode == 'train':
+    work = f'a step of {batch_size} x {block_size} tokens'
+elif mode == 'decode':
+    work = f'{batch_size} x {new_tokens} tokens after {context}'
+else:
+    work = f'{ours.tokens:,} tokens'
+for contender in contenders:
+    median = 1000 * contender.median()
+    shortest, longest = 1000 * min(contender.seconds), 1000 * max(contender.seconds)
+    print(f'{contender.name:8} {median:.2f} ms for {work}, the median of {num_steps} '
+          f'({shortest:.2f} to {longest:.2f}): {contender.speed():,.0f} tokens/s')
+
+mfu = None
+if mode == 'train':
+    mfu = gpt.estimate_mfu(batch_size, ours.median())
+    print('MFU      n/a' if mfu is None else f'MFU      {mfu:.1%}')
+held = 'n/a' if memory is None else f'{memory / 1e6:,.0f} MB'
+print(f'held     {held} at the peak, {memory_kind}')
+
+figures = {
+    'mode': mode,
+    'ms_per_step': 1000 * ours.median(),
+    'tokens_per_s': ours.speed(),
+    'mfu': mfu,
+    'peak_memory_bytes': memory,
+    'device_name': hardware_name(torch_device),
+    'torch': torch.__version__,
+    'precision': precision_name,
+    'compiled': compiled,
+    'config': {**config, 'batch_size': batch_size, 'num_steps': num_steps,
+               'warmup_steps': warmup_steps},
+}
 if baseline:
-    ratios = sorted(count / times * their_times / their_count for times, their_times, count, their_count in
-                    zip(*seconds, [tokens[0]] * num_steps, [tokens[1]] * num_steps, strict=True))
-    figures |= {'baseline': baseline, 'baseline_tokens_per_s': speeds[1], 'ratio': speeds[0] / speeds[1]}
-    print(f'ratio    {speeds[0] / speeds[1]:.2f} of the medians ({ratios[0]:.2f} to {ratios[-1]:.2f} of the rounds)')
+    ratio = ours.speed() / theirs.speed()
+    rounds = []
+    for our_seconds, their_seconds in zip(ours.seconds, theirs.seconds, strict=True):
+        rounds.append((ours.tokens / our_seconds) / (theirs.tokens / their_seconds))
+    print(f'ratio    {ratio:.2f} of the medians ({min(rounds):.2f} to {max(rounds):.2f} of the '
+          'rounds)')
+    figures['baseline'] = baseline
+    figures['baseline_tokens_per_s'] = theirs.speed()
+    figures['ratio'] = ratio
 if json:
     with explained(OSError, prefix='json: '), open(json, 'w', encoding='utf-8') as file:
         dump(figures, file, indent=2)

@@ -466,8 +466,10 @@ class GPT(nn.Module):
         """Sets the context to block_size positions, in place.
 
         Learned positions can only shrink; other models may grow too. ValueError otherwise."""
-        if not 1 <= block_size <= self.config.longest:
-            raise ValueError(f'block_size={block_size}: this model takes 1 to '
+        if block_size < 1:
+            raise ValueError(f'block_size={block_size} must be at least 1')
+        if block_size > self.config.longest:
+            raise ValueError(f'block_size={block_size}: this model takes at most '
                              f'{self.config.block_size} positions')
         self.config.block_size = block_size
         wpe = self.transformer.wpe
@@ -508,9 +510,8 @@ class GPT(nn.Module):
         sheet = data_sheet(torch.cuda.get_device_name(device))
         if sheet is None:
             return None
-        peak_flops, _, _ = sheet
         flops = self.flops_per_token() * self.config.block_size * fwdbwd_per_iter
-        return flops / dt / peak_flops
+        return flops / dt / sheet.flops
 
     # ---- published weights and text ----
 

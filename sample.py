@@ -24,7 +24,7 @@ from tqdm import tqdm
 from configurator import configure
 from plaingpt.formats.hugging_face import CannotLoad
 from plaingpt.formats.peft_adapter import load_adapter
-from plaingpt.inference.engine import stream
+from plaingpt.inference.engine import InvalidArguments, stream
 from plaingpt.system.devices import (check_device, compile_or_warn, default_device, default_dtype,
                                      hardware_name, place, room_for_batch, set_up_math)
 from plaingpt.system.files import replacing
@@ -32,7 +32,7 @@ from plaingpt.system.messages import UserError, complaints, explained, warn
 from plaingpt.system.seeds import mixed_seed
 from plaingpt.text.data_sets import folder_of, read_meta
 from plaingpt.text.tokenizers import load_tokenizer
-from plaingpt.training import checkpoints, lora, run_folder, starting_weights
+from plaingpt.training import checkpoints, lora, resuming, run_folder, starting_weights
 
 # ---- configuration ----
 # Model
@@ -77,7 +77,8 @@ def problems():
 config, given = configure(globals())
 
 
-# ---- prompts: read before the model, which takes longer ----
+# ---- prompts ----
+# They are read before the model, which takes longer.
 def read_text(path):
     """The text of a UTF-8 file. UserError if it can't be read."""
     try:
@@ -145,16 +146,17 @@ if loaded_adapter:
 
 # ---- tokenizer ----
 if tokenizer_meta is None and not saved:
-    raise UserError(f'{path} has no tokenizer.json, and too few tokens for that of GPT-2: put the '
-                    'file there')
+    raise UserError(f'{path} has no tokenizer.json, and too few tokens for the vocabulary of '
+                    "GPT-2: put the model's own tokenizer.json there")
 if tokenizer_meta is None:
-    # nanoGPT keeps the characters beside the data only.
-    data_dir = folder_of(checkpoints.data_set(saved, path))
+    # A checkpoint of nanoGPT: the characters are stored with its data set only.
+    data_dir = folder_of(resuming.data_set(saved, path))
     tokenizer_meta = read_meta(data_dir)['tokenizer']
     kind = tokenizer_meta['kind']
     warn(f'{path} names no tokenizer: taking the one of {data_dir}, kind {kind!r}')
 
 
+# ---- a checkpoint instead of text ----
 def write_merged(folder):
     """Writes the model, with its adapter merged, to ckpt.pt in a folder."""
     config = {}
@@ -180,18 +182,20 @@ if merge:
     print(f'{os.path.join(merge, "ckpt.pt")} is a plain model now. Try:\n'
           f'python sample.py --out_dir={merge}')
     sys.exit(0)
+
+# ---- encoding, device, precision ----
 tokenizer = load_tokenizer(tokenizer_meta)
 if tokenizer.vocab_size > model.config.vocab_size:
     raise UserError(f'{path} has a vocabulary of {model.config.vocab_size} tokens and its '
                     f'tokenizer one of {tokenizer.vocab_size}: they do not belong together')
+encoded = [tokenizer.encode(text) for text in texts]
 
-# ---- device, precision, compilation ----
 precision_name = dtype
 if dtype == 'auto':
     precision_name = default_dtype(torch_device, model.config.n_embd, training=False)
 place(model, torch_device, getattr(torch, precision_name))
 model.eval()
-encoded = [tokenizer.encode(text) for text in texts]
+
 compiled = False
 if compile:
     example = torch.zeros(1, 1, dtype=torch.int64, device=torch_device)
@@ -201,6 +205,8 @@ if compile:
         model.generate(example, new_tokens, num_samples=min(num_samples, 2))
 
     compiled = compile_or_warn(model, trial, dynamic=True)
+
+# One line on stderr says what writes the text.
 origin = path
 if saved:
     origin += f", step {saved['iter_num']}"
@@ -242,7 +248,7 @@ def new_ids(batch):
     for prompt in range(batch.first, batch.last):
         for sample in batch.samples:
             seeds.append(mixed_seed(seed, prompt, sample))
-    with explained(ValueError):
+    with explained(InvalidArguments):
         yield from stream(model, padded.to(torch_device), max_new_tokens, temperature, top_k,
                           top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
                           vocab_size=tokenizer.vocab_size, lengths=[len(row) for row in ids],
@@ -265,7 +271,8 @@ def complete(batch, show=None):
         if not show and not stop:
             continue  # nobody looks yet, so no step waits for the device
         ids = ids.flatten().tolist()
-        for row in unfinished if stop else [0]:
+        followed = unfinished if stop else [0]
+        for row in followed:
             drafts[row] += decoders[row]([ids[row]])
         if stop:
             unfinished = [row for row in unfinished if stop not in drafts[row]]

@@ -29,7 +29,7 @@ from plaingpt.system.signals import RESUMABLE, StopSignal
 from plaingpt.text.data_sets import check_fit, folder_of, open_data_set
 from plaingpt.text.publishing import prepare_if_missing
 from plaingpt.training import (checkpoints, freezing, learning_rate_search, lora, optimizers,
-                               run_folder, starting_weights)
+                               resuming, run_folder, starting_weights)
 from plaingpt.training import metrics as metrics_file
 from plaingpt.training.guard import Guard
 from plaingpt.training.health import Health
@@ -137,15 +137,15 @@ units = process.share(gradient_accumulation_steps, batch_size)  # this rank's pa
 # ---- what to resume ----
 if is_writer and checkpoints.present(out_dir):
     run_folder.enter(out_dir)  # lock it before anything is read
-saved, saved_path = checkpoints.to_resume(out_dir, init_from, resume, process.restarted())
+saved, saved_path = resuming.to_resume(out_dir, init_from, resume, process.restarted())
 is_resumed = bool(saved)
 if is_resumed:
     # The checkpoint decides the architecture and the data set; everything else follows the flags.
     decided = starting_weights.settings_decided_by(saved, saved_path)
-    decided['dataset'] = checkpoints.data_set(saved, saved_path, dataset)
+    decided['dataset'] = resuming.data_set(saved, saved_path, dataset)
     globals().update(overrule(config, given, decided))
     not_worth_saying = ('init_from', 'resume', 'out_dir', *decided, *planning.KEYS)
-    print0(checkpoints.describe_resume(saved, saved_path, config, not_worth_saying))
+    print0(resuming.describe_resume(saved, saved_path, config, not_worth_saying))
 
 # ---- data ----
 data_dir = folder_of(dataset)
@@ -156,7 +156,7 @@ process.wait()
 if may_prepare and process.local_rank == 0:  # on machines that do not share the first one's disk
     prepare_if_missing(data_dir)
 process.wait()
-if not process.agree(checkpoints.fingerprint(saved)):
+if not process.agree(resuming.fingerprint(saved)):
     raise UserError(f'the processes find different states in {out_dir}, which must be on a disk '
                     'that all share')
 meta, train_data, val_data = open_data_set(data_dir, block_size, may_be_missing=plan)
@@ -182,7 +182,7 @@ precision_name, autocast, scaler = precision(torch_device, dtype, gpt.config.n_e
 weight_optimizer = optimizers.make_optimizer(gpt, config, torch_device.type)
 freezing.freeze(gpt, saved.get('iter_num', 0), config)
 if is_resumed and not eval_only:
-    checkpoints.restore_optimizer(weight_optimizer, scaler, saved, saved_path)
+    resuming.restore_optimizer(weight_optimizer, scaler, saved, saved_path)
 guard = Guard(process, weight_optimizer, scaler, grad_clip)
 health = Health(gpt)
 
@@ -218,7 +218,7 @@ def save(names):
         'tokenizer': meta['tokenizer'],
         'config': config,
         'seed': seed,
-        'job': checkpoints.JOB,
+        'job': resuming.JOB,
         **state.to_checkpoint(),
     }
     try:

@@ -1,35 +1,64 @@
-"""bench.py: its figures, and where it gets its tokens from."""
+"""bench.py: its figures, and where it takes its tokens from."""
 import json
+import sys
 
 import pytest
 from conftest import TINY, refused, run, run_here, succeeded
 
 from plaingpt.text.tokenizers import GPT2Tokenizer
 
-KEYS = {key: TINY[key] for key in ('n_layer', 'n_head', 'n_embd', 'block_size', 'batch_size', 'device')} | {
-    'vocab_size': 50, 'num_steps': 4, 'warmup_steps': 1}
+KEYS = {key: TINY[key]
+        for key in ('n_layer', 'n_head', 'n_embd', 'block_size', 'batch_size', 'device')}
+KEYS |= {'vocab_size': 50, 'num_steps': 4, 'warmup_steps': 1}
 
 
-def test_the_figures_belong_together_and_synthetic_tokens_are_noted(tmp_path, monkeypatch):
+def figures_of(path):
+    return json.loads(path.read_text(encoding='utf-8'))
+
+
+def test_the_figures_are_consistent_and_random_tokens_are_noted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     stdout = succeeded(run_here('bench.py', **KEYS, dataset='nowhere', json='figures.json'))
     assert 'nowhere/train.bin is missing, so the tokens are random' in stdout
-    figures = json.loads((tmp_path / 'figures.json').read_text())
+    figures = figures_of(tmp_path / 'figures.json')
     assert figures['tokens_per_s'] == pytest.approx(4 * 16 / figures['ms_per_step'] * 1000)
     assert figures['peak_memory_bytes'] > 1e6 and figures['mfu'] is None
     assert f"{figures['ms_per_step']:.2f} ms" in stdout and 'MFU      n/a' in stdout
     assert not (tmp_path / 'bench_log').exists()
 
 
-@pytest.mark.parametrize('mode, baseline', [('train', 'hf'), ('train', 'plain'), ('decode', 'hf'), ('decode', 'plain')])
-def test_a_baseline_is_timed_in_turns_and_the_ratio_is_of_tokens_a_second(tmp_path, mode, baseline):
-    keys = dict(mode=mode, baseline=baseline, context=3, new_tokens=5, real_data=False, json=tmp_path / 'figures.json')
-    stdout = succeeded(run_here('bench.py', **KEYS, **keys))
-    figures = json.loads((tmp_path / 'figures.json').read_text())
-    assert figures['ratio'] == pytest.approx(figures['tokens_per_s'] / figures['baseline_tokens_per_s'])
-    tokens = 4 * 16 if mode == 'train' else 4 * 5
+@pytest.mark.parametrize('mode, baseline, tokens', [
+    ('train', 'hf', 4 * 16), ('train', 'plain', 4 * 16),
+    ('decode', 'hf', 4 * 5), ('decode', 'plain', 4 * 5)])
+def test_a_baseline_takes_turns_and_the_ratio_is_that_of_the_speeds(tmp_path, mode, baseline,
+                                                                    tokens):
+    keys = dict(KEYS, mode=mode, baseline=baseline, context=3, new_tokens=5, real_data=False)
+    stdout = succeeded(run_here('bench.py', **keys, json=tmp_path / 'figures.json'))
+    figures = figures_of(tmp_path / 'figures.json')
+    ratio = figures['tokens_per_s'] / figures['baseline_tokens_per_s']
+    assert figures['ratio'] == pytest.approx(ratio)
     assert figures['tokens_per_s'] == pytest.approx(tokens / figures['ms_per_step'] * 1000)
     assert f"ratio    {figures['ratio']:.2f}" in stdout and f'\n{baseline:8} ' in stdout
+
+
+@pytest.mark.parametrize('mode', ['train', 'decode'])
+def test_the_plain_baseline_uses_none_of_the_cpu_kernels(mode, monkeypatch):
+    """Without dropout, they differ in bfloat16 and in how the loss is computed."""
+    from plaingpt.system.cpu_kernels import CpuKernels
+    used = []
+    own = CpuKernels.causal_attention
+
+    def causal_attention(kernels, *arguments):
+        used.append(kernels)
+        return own(kernels, *arguments)
+
+    monkeypatch.setattr(CpuKernels, 'causal_attention', causal_attention)
+    keys = dict(KEYS, mode=mode, context=3, new_tokens=5, real_data=False)
+    succeeded(run_here('bench.py', **keys))
+    alone = len(used)
+    assert alone > 0
+    succeeded(run_here('bench.py', **keys, baseline='plain'))
+    assert len(used) == 2 * alone
 
 
 @pytest.mark.parametrize('baseline', ['', pytest.param('plain', marks=pytest.mark.slow)])
@@ -37,30 +66,49 @@ def test_preparation_is_timed_from_text_to_files(tmp_path, baseline):
     import datasets
     texts = [f'document {number} of some, ' * 20 for number in range(200)]
     datasets.Dataset.from_dict({'text': texts}).to_parquet(tmp_path / 'texts.parquet')
-    keys = dict(mode='prepare', data_files=tmp_path / '*.parquet', num_steps=1, json=tmp_path / 'figures.json')
-    succeeded(run_here('bench.py', **keys, baseline=baseline))
-    figures = json.loads((tmp_path / 'figures.json').read_text())
-    assert figures['tokens_per_s'] * figures['ms_per_step'] / 1000 == pytest.approx(
-        len(GPT2Tokenizer().encode_documents(texts)))
+    keys = dict(mode='prepare', data_files=tmp_path / '*.parquet', num_steps=1)
+    succeeded(run_here('bench.py', **keys, baseline=baseline, json=tmp_path / 'figures.json'))
+    figures = figures_of(tmp_path / 'figures.json')
+    tokens = figures['tokens_per_s'] * figures['ms_per_step'] / 1000
+    assert tokens == pytest.approx(len(GPT2Tokenizer().encode_documents(texts)))
     assert figures['peak_memory_bytes'] > 1e6
 
 
-def test_a_profile_is_a_trace_and_a_table(tmp_path, char_data):
-    stdout = succeeded(run('bench.py', **KEYS, dataset=char_data, profile=True, dtype='bfloat16', cwd=tmp_path))
-    assert 'random' not in stdout and 'Self CPU' in stdout and 'aten::' in stdout and 'bfloat16' in stdout
-    trace, = (tmp_path / 'bench_log').glob('*.pt.trace.json')
-    assert json.loads(trace.read_text())['traceEvents']
+def test_a_profile_is_a_table_and_a_trace_for_perfetto(tmp_path, char_data):
+    keys = dict(KEYS, dataset=char_data, profile=True, dtype='bfloat16')
+    stdout = succeeded(run('bench.py', **keys, cwd=tmp_path))
+    assert 'random' not in stdout
+    assert 'Self CPU' in stdout and 'aten::' in stdout and 'bfloat16' in stdout
+    trace, = (tmp_path / 'bench_log').glob('train-*.json')
+    assert json.loads(trace.read_text(encoding='utf-8'))['traceEvents']
+    assert f'{trace.name}: open it at https://ui.perfetto.dev' in stdout
 
 
-def test_what_cannot_be_measured_is_said_in_one_sentence(tmp_path, char_data, monkeypatch):
-    assert 'multiple of n_head' in refused(run_here('bench.py', **{**KEYS, 'n_head': 3}))
-    noted = succeeded(run_here('bench.py', **{**KEYS, 'vocab_size': 3}, dataset=char_data))
-    assert 'tokens, so the tokens are random' in noted
-    assert '--data_files=' in refused(run_here('bench.py', mode='prepare'))
-    assert 'neither' in refused(run_here('bench.py', mode='prepare', data_files='x', baseline='hf'))
-    assert 'is more' in refused(run_here('bench.py', mode='decode', baseline='hf', context=1000, new_tokens=99))
-    assert 'texts/no' in refused(run_here('bench.py', mode='prepare', data_files='texts/no', num_steps=1))
+def test_without_wandb_it_runs(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)  # as if it were not installed
+    succeeded(run_here('bench.py', **KEYS, real_data=False, baseline='hf'))
+
+
+def test_data_with_a_larger_vocabulary_is_not_used(char_data):
+    stdout = succeeded(run_here('bench.py', **{**KEYS, 'vocab_size': 3}, dataset=char_data))
+    assert 'tokens, so the tokens are random' in stdout
+
+
+@pytest.mark.parametrize('keys, sentence', [
+    (KEYS | dict(n_head=3), 'multiple of n_head'),
+    (dict(mode='prepare'), '--data_files='),
+    (dict(mode='prepare', data_files='x', baseline='hf'), 'neither'),
+    (dict(mode='decode', baseline='hf', context=1000, new_tokens=99), 'is more'),
+    (dict(mode='prepare', data_files='texts/no', num_steps=1), 'texts/no'),
+    (KEYS | dict(real_data=False, json='no/folder.json'), 'json: '),
+], ids=str)
+def test_what_cannot_be_measured_is_refused_in_one_sentence(keys, sentence):
+    assert sentence in refused(run_here('bench.py', **keys))
+
+
+def test_a_trace_that_cannot_be_written_is_refused_before_the_measurement(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / 'bench_log').write_text('in the way')
-    assert 'the trace cannot be written' in refused(run_here('bench.py', **KEYS, real_data=False, profile=True))
-    assert 'json: ' in refused(run_here('bench.py', **KEYS, real_data=False, json=tmp_path / 'no' / 'folder.json'))
+    (tmp_path / 'bench_log').write_text('in the way', encoding='utf-8')
+    finished = run_here('bench.py', **KEYS, real_data=False, profile=True)
+    assert 'the trace cannot be written' in refused(finished)
+    assert 'ms' not in finished.stdout

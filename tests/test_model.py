@@ -102,7 +102,7 @@ def test_a_cropped_model_is_smaller_and_the_same_within_its_context():
     assert weight.untyped_storage().nbytes() == weight.numel() * 4
     assert model.config.block_size == model.transformer.wpe.num_embeddings == 8
     for size in 9, 0:
-        with pytest.raises(ValueError, match=f'block_size={size}: this model takes 1 to 8'):
+        with pytest.raises(ValueError, match=f'block_size={size}'):
             model.crop_block_size(size)
 
 

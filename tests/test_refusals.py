@@ -47,7 +47,7 @@ def test_a_pretrained_model_that_does_not_fit_the_run_is_refused(
     def refusal(**keys):
         return refused(train(tmp_path / 'out', char_data, init_from=gpt2_directory, **keys))
 
-    assert 'block_size=16: this model takes 1 to 8 positions' in refusal()
+    assert 'block_size=16: this model takes at most 8 positions' in refusal()
     assert 'tokens in its vocabulary, but the model has 12' in refusal(block_size=4)
 
 

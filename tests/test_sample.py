@@ -379,7 +379,7 @@ def test_a_lora_run_is_sampled_and_merged(lora_run, tmp_path):
     (dict(targets='c_fc'), 'do not belong to this adapter'), (dict(targets='no'), "'no' is no layer"),
     (dict(base=None), 'has base=None'), (dict(base_digest='x'), 'belongs to other weights than'),
     (dict(base='gtp2'), 'gtp2 cannot be loaded'), (dict(args={'n_head': 2}), 'has another n_head than'),
-    (dict(args={'block_size': 9}), 'block_size=9: this model takes 1 to 8 positions')])
+    (dict(args={'block_size': 9}), 'block_size=9: this model takes at most 8 positions')])
 def test_a_lora_run_whose_settings_are_wrong_is_refused(lora_run, changes, sentence):
     folder, _, save = lora_run
     save(**changes)

@@ -15,6 +15,10 @@ from plaingpt.inference.sampling import (SamplingOptions, choose, draw_numbers,
 from plaingpt.inference.window import Window
 
 
+class InvalidArguments(ValueError):
+    """An argument of stream() is out of range; the message names each in one sentence."""
+
+
 @torch.no_grad()
 def stream(model, idx, max_new_tokens, temperature=1.0, top_k=None, *, top_p=None, min_p=None,
            repetition_penalty=1.0, stop_tokens=(), vocab_size=None, lengths=None, num_samples=1,
@@ -35,7 +39,7 @@ def stream(model, idx, max_new_tokens, temperature=1.0, top_k=None, *, top_p=Non
         decide, as in nanoGPT, at the price of reading them all at each token. None: 1 at
         temperature 0, else half of context_size, so that at least that many decide.
 
-    ValueError, in one sentence, for an empty prompt or an argument out of range."""
+    InvalidArguments for an empty prompt or an argument out of range."""
     options = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty)
     lengths = [idx.size(1)] * len(idx) if lengths is None else list(lengths)
     problems = [
@@ -44,7 +48,7 @@ def stream(model, idx, max_new_tokens, temperature=1.0, top_k=None, *, top_p=Non
         *_problems_of_window(model.config, context_size, stride),
     ]
     if problems:
-        raise ValueError('; '.join(problems))
+        raise InvalidArguments('; '.join(problems))
     if context_size is None:
         context_size = model.config.block_size
     if stride is None:

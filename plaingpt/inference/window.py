@@ -88,12 +88,12 @@ class Window:
         self.last[full] = self.context_size - self.stride
         return self._prefill(full, 1)
 
-    def _prefill(self, rows, samples):
-        """Logits (R, V) after the windows of these rows, a list of R numbers.
+    def _prefill(self, row_numbers, samples):
+        """Logits (R, V) after the windows of R rows, given by their numbers.
 
-        Each window is cached for as many rows, from its own on, as there are samples."""
-        longest = max(self.sizes[row] for row in rows)
-        rows = torch.tensor(rows, device=self.tokens.device)  # (R,)
+        The keys and values of each are cached `samples` times, in its own row and those after it."""
+        longest = max(self.sizes[row] for row in row_numbers)
+        rows = torch.tensor(row_numbers, device=self.tokens.device)  # (R,)
         positions = torch.arange(longest, device=rows.device)  # (T,)
         begin = self.end[rows] - self.last[rows]  # (R, 1)
         # Shorter windows are followed by whatever comes next; nothing sees it.

@@ -1,5 +1,5 @@
 """
-Checkpoints in an out_dir: saving, loading and verifying them, and choosing the one to resume.
+Checkpoints in an out_dir: saving, loading and verifying them, and finding the newest or the best.
 
     ckpt.pt     what sample.py reads: the best by validation loss, or with always_save_checkpoint
                 the newest
@@ -10,9 +10,9 @@ A checkpoint is a torch.save of a dict with nanoGPT's six keys (model, optimizer
 iter_num, best_val_loss, config) and ours. It is read as data only, and verification.py checks it
 before anything in it is believed.
 """
+import contextlib
 import errno
 import functools
-import hashlib
 import importlib.metadata
 import math
 import os
@@ -26,20 +26,15 @@ import torch
 from plaingpt.system.files import durable_file, remove, sync, temporary_path
 from plaingpt.system.messages import UserError, warn
 from plaingpt.training import older_checkpoints
-from plaingpt.training.optimizers import expected_state
 from plaingpt.training.run_folder import CHECKPOINTS
 from plaingpt.training.verification import (FORMAT_VERSION, VERIFIED, digest, find_not_finite,
                                             problem_of_bytes, problem_of_entries,
                                             problem_of_values, problem_of_weights)
 
-# The name that torchrun gives the job, unless it gives none.
-JOB = os.environ.get('TORCHELASTIC_RUN_ID')
-if JOB == 'none':
-    JOB = None
-
 # Errors after which the file may be whole, but can't be read at the moment.
 UNREADABLE = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES,
               errno.EPERM)
+ALTERED = 'it is cut short, altered, or not a file of torch.save'
 
 
 class Unreadable(UserError):
@@ -164,36 +159,55 @@ def load(path, verified=VERIFIED):
 
 def _read(path):
     """What torch.load makes of a file, mapped into memory. UserError if it can't be read safely."""
-    try:
-        _check_archive(path)
+    with _refusing(path), zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if not _is_written_by_torch(entries, os.path.getsize(path)):
+        raise UserError(_refusal(path, ALTERED))
+    with _refusing(path):
+        _compare_checksums(path)
         # Mapped, the parts that nobody uses (sampling needs no moments) are not read, and ranks
         # share the rest.
         return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except Exception as error:  # bytes that a stranger chose can fail anywhere in unpickling
+
+
+@contextlib.contextmanager
+def _refusing(path):
+    """Turns whatever a library raises for the bytes of a file into a UserError.
+
+    It belongs around calls of libraries alone: bytes that a stranger chose can fail anywhere in
+    them, but a bug of ours must keep its traceback."""
+    try:
+        yield
+    except Exception as error:
         if isinstance(error, MemoryError) or getattr(error, 'errno', None) in UNREADABLE:
             raise Unreadable(f'{path} cannot be read now ({error}): try again') from error
-        reason = 'it is cut short, altered, or not a file of torch.save'
         unsafe = re.search(r'[Uu]nsupported [^\n]*?(GLOBAL \S+|class \S+)', str(error))
-        if unsafe:
-            reason = f'it asks to run {unsafe[1]}'
-        raise UserError(f'{path} is not a checkpoint that can be read safely ({reason})') from error
+        reason = f'it asks to run {unsafe[1]}' if unsafe else ALTERED
+        raise UserError(_refusal(path, reason)) from error
 
 
-def _check_archive(path):
-    """BadZipFile if the file is no zip archive as torch.save writes them.
+def _refusal(path, reason):
+    return f'{path} is not a checkpoint that can be read safely ({reason})'
 
-    It must be uncompressed and begin at the first byte, or torch would read something else from it
-    than we do; and all but its tensors must match the checksums that are stored with it."""
+
+def _compare_checksums(path):
+    """BadZipFile if an entry, other than a tensor, does not match the checksum beside it."""
     with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        content_size = sum(entry.file_size for entry in entries)
-        begins_late = min(entry.header_offset for entry in entries) > 0
-        compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-        if content_size > os.path.getsize(path) or begins_late or compressed:
-            raise zipfile.BadZipFile('torch would read something else from it')
-        for entry in entries:
+        for entry in archive.infolist():
             if '/data/' not in entry.filename:
-                archive.read(entry)  # which compares the checksum
+                archive.read(entry)
+
+
+def _is_written_by_torch(entries, size):
+    """Whether an archive is one of torch.save's: uncompressed, and from the file's first byte on.
+
+    From any other, torch might read something else than the zipfile module has checked."""
+    if not entries:
+        return False
+    begins_late = min(entry.header_offset for entry in entries) > 0
+    is_compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    content_size = sum(entry.file_size for entry in entries)
+    return not begins_late and not is_compressed and content_size <= size
 
 
 # ---- choosing ----
@@ -242,115 +256,3 @@ def _first_that_loads(paths, out_dir, verified=VERIFIED):
         raise UserError('; '.join(refusals))
     raise UserError(f'{out_dir} holds no checkpoint (last.pt or ckpt.pt): train a model first, or '
                     'name the folder of one with --out_dir')
-
-
-def to_resume(out_dir, init_from, resume, restarted):
-    """(checkpoint, path) that a run continues; ({}, None) if it starts anew.
-
-    init_from and resume: those keys of train.py. restarted: whether torchrun has restarted the job
-    (--max-restarts), which then continues what it has saved, whatever it first started from."""
-    if resume == 'always' or init_from == 'resume':
-        return load_to_resume(out_dir)
-    if not present(out_dir):
-        return {}, None
-    if resume == 'auto':
-        return load_to_resume(out_dir)
-    if restarted and JOB is not None:
-        checkpoint, path = load_to_resume(out_dir)
-        if checkpoint.get('job') == JOB:
-            return checkpoint, path
-    return {}, None
-
-
-def describe_resume(checkpoint, path, config, unsaid):
-    """A line that says what is resumed, and which keys of config have changed, but those unsaid."""
-    saved_config = checkpoint['config']
-    changes = []
-    for key, value in config.items():
-        saved_value = saved_config.get(key, value)
-        if saved_value != value and key not in unsaid:
-            changes.append(f'{key} {saved_value!r} -> {value!r}')
-    line = f"resuming {path} at step {checkpoint['iter_num']}"
-    if changes:
-        line += f'; now {", ".join(changes)}'
-    return line
-
-
-def fingerprint(checkpoint):
-    """A number by which processes find out whether they have loaded the same state."""
-    state = repr([checkpoint.get('iter_num'), checkpoint.get('digest')])
-    return int(hashlib.sha256(state.encode()).hexdigest()[:12], 16)
-
-
-def data_set(checkpoint, path, given=None):
-    """Name of the data set that a checkpoint was trained on.
-
-    UserError if it leads out of data/, unless the user has given the same name: whoever made the
-    file may have put any path into it."""
-    name = checkpoint['config'].get('dataset', given)
-    given_by_user = given is not None and name == given
-    inside_data = isinstance(name, str) and re.fullmatch(r'\w[\w.-]*', name)
-    if given_by_user or inside_data:
-        return name
-    raise UserError(f'{path} was trained on the data set {str(name)[:200]!r}, which is not a '
-                    'folder in data/: if you trust it, name it yourself with --dataset')
-
-
-# ---- into a model ----
-
-def restore_model(model, checkpoint, path):
-    """Copies the checkpoint's weights into model; UserError if they have other names or shapes."""
-    try:
-        model.load_state_dict(checkpoint['model'])
-    except RuntimeError as error:
-        details = ' '.join(str(error).split())[:300]
-        raise UserError(f'the weights in {path} do not fit the model_args beside them '
-                        f'({details})') from error
-
-
-def restore_optimizer(optimizer, scaler, checkpoint, path):
-    """Copies the checkpoint's moments into optimizer, and its loss scale into scaler.
-
-    The optimizer keeps its own learning rate, betas and decay. UserError if the moments are missing
-    or of another optimizer."""
-    saved = checkpoint.get('optimizer')
-    state = saved.get('state') if isinstance(saved, dict) else None
-    if not _moments_fit(state, expected_state(optimizer), checkpoint):
-        raise UserError(f'the optimizer state in {path} is missing, or of another model or '
-                        'optimizer: resume with the optimizer that it was saved by, or begin a new '
-                        f'run with --init_from={path}')
-    groups = optimizer.state_dict()['param_groups']
-    optimizer.load_state_dict({'state': state, 'param_groups': groups})
-    # On a CPU the moments still lie in the file's memory map: copy them.
-    for moments in optimizer.state.values():
-        for name, tensor in moments.items():
-            if tensor.device.type == 'cpu':
-                moments[name] = tensor.clone()
-
-    scale = checkpoint.get('scaler') or scaler.state_dict()  # a run in another precision has none
-    if scaler.is_enabled():
-        for key in scaler.state_dict():
-            if not isinstance(scale.get(key), (int, float)):
-                raise UserError(f'the scaler state in {path} is incomplete')
-    scaler.load_state_dict(scale)
-
-
-def _moments_fit(state, expected, checkpoint):
-    """Whether a saved optimizer state is one that the optimizer can have.
-
-    expected: for each parameter {name: shape} of its moments; see optimizers.expected_state()."""
-    if not isinstance(state, dict):
-        return False
-    # Parameters that were always frozen have no moments; the checkpoint counts those that have.
-    counted = checkpoint.get('moments', len(expected))
-    if len(state) != counted and not older_checkpoints.may_lack_moments(checkpoint):
-        return False
-    for number, moments in state.items():
-        if not isinstance(number, int) or not 0 <= number < len(expected):
-            return False
-        if not isinstance(moments, dict):
-            return False
-        shapes = {name: getattr(value, 'shape', None) for name, value in moments.items()}
-        if shapes != expected[number]:
-            return False
-    return True

@@ -14,7 +14,7 @@ from plaingpt.formats import hugging_face, peft_adapter
 from plaingpt.formats.hugging_face import CannotLoad
 from plaingpt.system.messages import UserError, explained, warn
 from plaingpt.text.data_sets import rounded_vocab_size
-from plaingpt.training import checkpoints, freezing, lora
+from plaingpt.training import checkpoints, freezing, lora, resuming
 from plaingpt.training.lora import LoraSettings
 
 NEEDS_BASE = ('lora_rank adapts existing weights: name them with --init_from, which takes the name '
@@ -61,7 +61,7 @@ def build(saved, path, dropout=0.0, weights=True):
         return _adapted_base(saved, path, dropout, weights)
     gpt = GPT(_config_of(saved, path, dropout=dropout))
     if weights:
-        checkpoints.restore_model(gpt, saved, path)
+        resuming.restore_model(gpt, saved, path)
     return gpt
 
 

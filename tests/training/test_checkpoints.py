@@ -10,7 +10,7 @@ from runs import SMALL, small_checkpoint, take_step, trained_model
 
 from model import GPT, GPTConfig
 from plaingpt.system import files
-from plaingpt.training import checkpoints
+from plaingpt.training import checkpoints, resuming
 from plaingpt.training.verification import REQUIRED_ENTRIES
 
 SCALER = torch.amp.GradScaler('cpu', enabled=False)
@@ -246,7 +246,7 @@ def test_a_checkpoint_of_another_architecture_is_read_and_must_fit_its_model_arg
     assert loaded['model_args'] == saved['model_args']
     assert 'transformer.wpe.weight' not in loaded['model']
     model = GPT(GPTConfig(**loaded['model_args']))
-    checkpoints.restore_model(model, loaded, path)
+    resuming.restore_model(model, loaded, path)
     torch.testing.assert_close(model.state_dict(), saved['model'], rtol=0, atol=0)
 
     for key, value in (('vocab_size', 10**9), ('n_embd', 10**6), ('n_layer', 10**6),
@@ -359,7 +359,7 @@ def test_a_folder_without_a_checkpoint_is_refused_by_its_name(tmp_path, load, fo
 
 def test_weights_of_another_model_are_refused():
     model, _ = trained_model()
-    assert 'weights in a.pt' in problem(checkpoints.restore_model, model, {'model': {}}, 'a.pt')
+    assert 'weights in a.pt' in problem(resuming.restore_model, model, {'model': {}}, 'a.pt')
 
 
 def misfits():
@@ -386,7 +386,7 @@ def test_moments_that_do_not_fit_the_optimizer_are_refused(name):
 
 
 def assert_moments_refused(optimizer, checkpoint):
-    sentence = problem(checkpoints.restore_optimizer, optimizer, SCALER, checkpoint, 'a.pt')
+    sentence = problem(resuming.restore_optimizer, optimizer, SCALER, checkpoint, 'a.pt')
     assert 'state in a.pt' in sentence
 
 
@@ -395,7 +395,7 @@ def test_a_checkpoint_may_lack_the_moments_of_parameters_that_it_does_not_count(
     some = {'state': {0: optimizer.state_dict()['state'][0]}}
     # The other parameters were frozen; or no step was finite.
     for moments, count in (some, 1), ({'state': {}}, 0):
-        checkpoints.restore_optimizer(optimizer, SCALER, {'optimizer': moments, 'moments': count},
+        resuming.restore_optimizer(optimizer, SCALER, {'optimizer': moments, 'moments': count},
                                       'a.pt')
     assert_moments_refused(optimizer, {'optimizer': some, 'moments': 2})
 
@@ -409,7 +409,7 @@ def test_a_checkpoint_stripped_of_its_optimizer_lacks_nothing_else(tmp_path):
     loaded, _ = checkpoints.load_to_resume(str(tmp_path))
     assert loaded['iter_num'] == 5
     _, optimizer = trained_model()
-    assert path in problem(checkpoints.restore_optimizer, optimizer, SCALER, loaded, path)
+    assert path in problem(resuming.restore_optimizer, optimizer, SCALER, loaded, path)
 
 
 @pytest.mark.parametrize('bias', [True, False])
@@ -437,9 +437,9 @@ def test_a_run_of_nanogpt_continues_under_our_weight_decay_and_betas(tmp_path, b
     assert loaded['model_args'] == {**model_args, 'gelu': 'exact'}
     assert loaded['best_val_loss'] == 1.5
     ours = GPT(GPTConfig(**model_args))
-    checkpoints.restore_model(ours, loaded, path)
+    resuming.restore_model(ours, loaded, path)
     optimizer = ours.configure_optimizers(0.3, 0.1, (0.8, 0.7), 'cpu')
-    checkpoints.restore_optimizer(optimizer, SCALER, loaded, path)
+    resuming.restore_optimizer(optimizer, SCALER, loaded, path)
     for group, decay in zip(their_optimizer.param_groups, (0.3, 0.0), strict=True):
         group.update(weight_decay=decay, lr=0.1, betas=(0.8, 0.7))
     take_step(ours, optimizer)
@@ -456,12 +456,12 @@ def test_a_run_of_nanogpt_continues_under_our_weight_decay_and_betas(tmp_path, b
 ])
 def test_a_resumed_run_takes_the_data_set_of_its_checkpoint(saved, given, outcome):
     config = {} if saved is None else {'dataset': saved}
-    assert checkpoints.data_set({'config': config}, 'a.pt', given) == outcome
+    assert resuming.data_set({'config': config}, 'a.pt', given) == outcome
 
 
 @pytest.mark.parametrize('saved', ['/a/folder', '../x', '..', '', 'a\nb', 5])
 def test_a_checkpoint_may_not_name_a_data_set_outside_data(saved):
-    sentence = problem(checkpoints.data_set, {'config': {'dataset': saved}}, 'a.pt', 'openwebtext')
+    sentence = problem(resuming.data_set, {'config': {'dataset': saved}}, 'a.pt', 'openwebtext')
     assert 'a.pt was trained on the data set' in sentence
     assert '--dataset' in sentence
 
@@ -469,16 +469,16 @@ def test_a_checkpoint_may_not_name_a_data_set_outside_data(saved):
 def test_resuming_is_described_with_the_keys_that_have_changed():
     checkpoint = {'iter_num': 5, 'config': {'max_iters': 10, 'out_dir': 'a', 'beta1': 0.9}}
     config = {'max_iters': 20, 'out_dir': 'b', 'beta1': 0.9, 'a_new_key': 1}
-    line = checkpoints.describe_resume(checkpoint, 'a/last.pt', config, unsaid=['out_dir'])
+    line = resuming.describe_resume(checkpoint, 'a/last.pt', config, unsaid=['out_dir'])
     assert line == 'resuming a/last.pt at step 5; now max_iters 10 -> 20'
-    line = checkpoints.describe_resume(checkpoint, 'a/last.pt', {'beta1': 0.9}, unsaid=[])
+    line = resuming.describe_resume(checkpoint, 'a/last.pt', {'beta1': 0.9}, unsaid=[])
     assert line == 'resuming a/last.pt at step 5'
 
 
 # ---- what a run continues ----
 
 def step_to_resume(folder, init_from='scratch', resume='never', restarted=False):
-    checkpoint, path = checkpoints.to_resume(str(folder), init_from, resume, restarted)
+    checkpoint, path = resuming.to_resume(str(folder), init_from, resume, restarted)
     assert (path is None) == (checkpoint == {})
     return checkpoint.get('iter_num')
 
@@ -494,12 +494,12 @@ def test_a_run_continues_if_it_is_told_to(tmp_path):
 def test_without_a_checkpoint_auto_starts_and_always_is_refused(tmp_path):
     assert step_to_resume(tmp_path, resume='auto') is None
     for keys in ('scratch', 'always'), ('resume', 'never'):
-        assert 'holds no checkpoint' in problem(checkpoints.to_resume, str(tmp_path), *keys, False)
+        assert 'holds no checkpoint' in problem(resuming.to_resume, str(tmp_path), *keys, False)
 
 
 def test_a_job_that_torchrun_restarts_continues_what_it_has_saved_itself(tmp_path, monkeypatch):
     checkpoints.save(tmp_path, small_checkpoint(4, job='this'), ['last'])
     for job, step in ('this', 4), ('another', None), (None, None):
-        monkeypatch.setattr(checkpoints, 'JOB', job)
+        monkeypatch.setattr(resuming, 'JOB', job)
         assert step_to_resume(tmp_path, restarted=True) == step
         assert step_to_resume(tmp_path, restarted=False) is None

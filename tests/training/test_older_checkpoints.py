@@ -4,7 +4,7 @@ import torch
 from forgery import problem
 from runs import small_checkpoint, trained_model
 
-from plaingpt.training import checkpoints
+from plaingpt.training import checkpoints, resuming
 from plaingpt.training.state import RunState
 
 SCALER = torch.amp.GradScaler('cpu', enabled=False)
@@ -61,7 +61,7 @@ def test_a_frozen_run_that_did_not_count_its_moments_may_lack_some(config):
     _, optimizer = trained_model()
     some = {'state': {0: optimizer.state_dict()['state'][0]}}
     older = {'optimizer': some, 'config': config}
-    checkpoints.restore_optimizer(optimizer, SCALER, older, 'a.pt')
+    resuming.restore_optimizer(optimizer, SCALER, older, 'a.pt')
     counted = {**older, 'moments': 2}
-    assert 'state in a.pt' in problem(checkpoints.restore_optimizer, optimizer, SCALER, counted,
+    assert 'state in a.pt' in problem(resuming.restore_optimizer, optimizer, SCALER, counted,
                                       'a.pt')
