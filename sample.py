@@ -153,7 +153,7 @@ if tokenizer_meta is None:
     data_dir = folder_of(resuming.data_set(saved, path))
     tokenizer_meta = read_meta(data_dir)['tokenizer']
     kind = tokenizer_meta['kind']
-    warn(f'{path} names no tokenizer: taking the one of {data_dir}, kind {kind!r}')
+    warn(f'{path} names no tokenizer: using that of {data_dir}, of kind {kind!r}')
 
 
 # ---- a checkpoint instead of text ----

@@ -43,7 +43,6 @@ def test_a_baseline_takes_turns_and_the_ratio_is_that_of_the_speeds(tmp_path, mo
 
 @pytest.mark.parametrize('mode', ['train', 'decode'])
 def test_the_plain_baseline_uses_none_of_the_cpu_kernels(mode, monkeypatch):
-    """Without dropout, they differ in bfloat16 and in how the loss is computed."""
     from plaingpt.system.cpu_kernels import CpuKernels
     used = []
     own = CpuKernels.causal_attention

@@ -46,7 +46,7 @@ class SamplingOptions:
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             yield f'min_p={self.min_p} must be at least 0 and at most 1'
         if not 0 < self.repetition_penalty < math.inf:
-            yield f'repetition_penalty={self.repetition_penalty} must be above 0'
+            yield f'repetition_penalty={self.repetition_penalty} must be above 0 and finite'
 
 
 def draw_numbers(rows, steps, seeds=None):

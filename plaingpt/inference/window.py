@@ -91,7 +91,8 @@ class Window:
     def _prefill(self, row_numbers, samples):
         """Logits (R, V) after the windows of R rows, given by their numbers.
 
-        The keys and values of each are cached `samples` times, in its own row and those after it."""
+        The keys and values of each are cached for as many rows as it has samples, from its own
+        on."""
         longest = max(self.sizes[row] for row in row_numbers)
         rows = torch.tensor(row_numbers, device=self.tokens.device)  # (R,)
         positions = torch.arange(longest, device=rows.device)  # (T,)

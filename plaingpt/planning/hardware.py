@@ -1,5 +1,5 @@
 """
-The hardware that a run is planned for: this machine, or cards of which only the name is known.
+The hardware that a run is planned for: this machine, or cards that are known by name only.
 """
 import os
 from typing import NamedTuple

@@ -159,7 +159,7 @@ class Plan:
         else:
             text += f'epochs unknown without {size.dataset}'
         if self.steps < size.max_steps:
-            text += f'; the others of {size.max_steps:,} are over'
+            text += f'; {size.steps_done:,} of {size.max_steps:,} are done'
         return text
 
     def _compute_text(self):
@@ -182,7 +182,7 @@ class Plan:
     def _disk_text(self):
         saved = self.trained if self.size.adapter_only else self.parameters
         checkpoint = 4 * saved + self.memory['optimizer state']
-        return f'{short_bytes(checkpoint)} a checkpoint, of which out_dir holds up to four'
+        return f'{short_bytes(checkpoint)} a checkpoint; out_dir holds up to four'
 
     def _scale_text(self):
         # With F = 6 N D FLOPs and D = 20 N tokens, the best N is the square root of F / 120 [2].

@@ -184,7 +184,7 @@ def test_a_plan_to_resume_has_the_checkpoints_shape_and_leaves_the_run_alone(tmp
                             dtype='float32', out_dir=out_dir, dataset=char_data, max_iters=12))
     assert 'n_layer=2, n_head=2, n_embd=16' in said['model']
     assert said['run'].startswith('6 steps: ')
-    assert said['run'].endswith('; the others of 12 are over')
+    assert said['run'].endswith('; 6 of 12 are done')
     assert said['time'].startswith('10 s: 805.0 ms')  # 6 steps of 40 micro-batches, 2 evaluations
     assert {path.name: path.read_bytes() for path in out_dir.iterdir()} == before
 

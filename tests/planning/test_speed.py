@@ -21,7 +21,7 @@ def test_a_large_model_is_measured_at_two_depths(monkeypatch):
     configs = []
     times = iter([
         [4.0],            # one sequence, 6 blocks
-        [5.0, 1.0, 2.0],  # one sequence again, of which the median counts
+        [5.0, 1.0, 2.0],  # one sequence again: the median counts
         [0.5],            # the update
         [1.5],            # one sequence, 1 block
     ])
