@@ -229,11 +229,13 @@ def batches():
     shape = model.config
     longest = max(len(ids) for ids in encoded) + max_new_tokens
     longest = min(longest, context_size or shape.block_size)
-    cache_bytes = 8 * shape.n_layer * shape.n_kv_head * shape.head_size  # for each position
+    # For each position, a key and a value of 4 bytes in each block, and about ten activations while
+    # the prompt is read; for each token of the vocabulary, about five numbers while one is chosen.
+    cache_bytes = 8 * shape.n_layer * shape.n_kv_head * shape.head_size
     activation_bytes = 40 * shape.n_embd
     row_bytes = longest * (cache_bytes + activation_bytes) + 20 * shape.vocab_size
     rows = max(1, min(256, room_for_batch(torch_device) // row_bytes))
-    together = max(1, rows // num_samples)
+    together = max(1, rows // num_samples)  # prompts
     for first in range(0, len(encoded), together):
         last = min(first + together, len(encoded))
         for begin in range(0, num_samples, rows):
@@ -270,10 +272,10 @@ def complete(batch, show=None):
         chosen.append(ids)
         if not show and not stop:
             continue  # nobody looks yet, so no step waits for the device
-        ids = ids.flatten().tolist()
+        new = ids.flatten().tolist()
         followed = unfinished if stop else [0]
         for row in followed:
-            drafts[row] += decoders[row]([ids[row]])
+            drafts[row] += decoders[row]([new[row]])
         if stop:
             unfinished = [row for row in unfinished if stop not in drafts[row]]
             if not unfinished:
@@ -301,9 +303,9 @@ def write_completions(file):
             begin = (number - batch.first) * len(batch.samples)
             found[number] += completions[begin:begin + len(batch.samples)]
             if len(found[number]) == num_samples:
-                line = {'prompt': texts[number], 'completions': found[number]}
+                entry = {'prompt': texts[number], 'completions': found[number]}
+                line = json.dumps(entry, ensure_ascii=False) + '\n'
                 # Half a surrogate pair, which JSON allows and UTF-8 does not, stays an escape.
-                line = json.dumps(line, ensure_ascii=False) + '\n'
                 file.write(line.encode('utf-8', errors='backslashreplace'))
 
 
@@ -311,16 +313,21 @@ def print_piece(text):
     print(text, end='', flush=True)
 
 
-# Ctrl-C ends the text, and so does `| head`, without a traceback.
-for name in ('SIGINT', 'SIGPIPE'):
-    if hasattr(signal, name):  # Windows has no SIGPIPE
-        signal.signal(getattr(signal, name), signal.SIG_DFL)
-sys.stdout.reconfigure(errors='replace')  # a terminal may not know every character of the text
+def end_quietly():
+    """Lets Ctrl-C, or the end of a reader such as `| head`, end the text without a traceback."""
+    for name in ('SIGINT', 'SIGPIPE'):
+        if hasattr(signal, name):  # Windows has no SIGPIPE
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
 if prompts:
+    # Here Ctrl-C stays an exception, so that the unfinished file is removed.
     with (explained(OSError, prefix='output cannot be written: '),
           replacing(output) as file):
         write_completions(file)
 else:
+    end_quietly()
+    sys.stdout.reconfigure(errors='replace')  # the terminal may lack some characters of the text
     prompt = texts[0]
     for batch in batches():
         # On a terminal the first completion appears piece by piece.
@@ -329,6 +336,7 @@ else:
             print_piece(prompt)
         completions = complete(batch, print_piece if live else None)
         for number, completion in enumerate(completions):
-            if not (live and number == 0):
+            already_shown = live and number == 0
+            if not already_shown:
                 print_piece(prompt + completion)
             print('\n---------------')
