@@ -224,6 +224,8 @@ class CausalSelfAttention(nn.Module):
         self.qk_norm = config.qk_norm
         self.dropout = config.dropout  # of the attention weights
         # One matrix makes the queries, keys and values of all heads, in this order.
+        # With grouped heads, n_head = 4 and n_kv_head = 2, each row of it makes a head:
+        #     q0 q1 q2 q3  k0 k1  v0 v1      where q0 and q1 attend to k0 and v0, q2 and q3 to k1
         heads = self.n_head + 2 * self.n_kv_head
         self.c_attn = nn.Linear(config.n_embd, heads * self.head_size, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
@@ -236,15 +238,17 @@ class CausalSelfAttention(nn.Module):
         cache: in generation, the keys and values of this block; see plaingpt/inference/cache.py."""
         B, T, C = x.shape
         grouped = self.n_kv_head < self.n_head
+
         # Queries and keys stay together until both are normalised and turned, in one pass each.
         qk_heads = self.n_head + self.n_kv_head
-        qkv = self.c_attn(x).view(B, T, qk_heads + self.n_kv_head, self.head_size)
+        qkv = self.c_attn(x)  # (B, T, (nh + 2 nkv) hs)
+        qkv = qkv.view(B, T, qk_heads + self.n_kv_head, self.head_size)
         qk, v = qkv.split([qk_heads, self.n_kv_head], dim=2)
         if self.qk_norm:
             qk = F.rms_norm(qk, (self.head_size,), eps=NORM_EPS)
         if angles is not None:
             qk = rotate(qk, angles)
-        q, k = qk.split([self.n_head, self.n_kv_head], dim=2)
+        q, k = qk.split([self.n_head, self.n_kv_head], dim=2)  # (B, T, nh, hs), (B, T, nkv, hs)
 
         # In decoding, the cache returns the keys and values of all positions so far.
         decoding = False
@@ -252,6 +256,7 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.update(k, v)
             decoding = cache.decoding
 
+        # Each head attends by itself, so heads come before positions.
         q = q.transpose(1, 2)  # (B, nh, T, hs)
         k = k.transpose(1, 2)  # (B, nkv, positions, hs)
         v = v.transpose(1, 2)  # (B, nkv, positions, hs)
@@ -263,8 +268,10 @@ class CausalSelfAttention(nn.Module):
             y = y.to(x.dtype)
         else:
             p = self.dropout if self.training else 0.0
-            y = self.kernels.causal_attention(q, k, v, p, mask, grouped)
-        y = y.transpose(1, 2).reshape(B, T, C)  # heads side by side again
+            y = self.kernels.causal_attention(q, k, v, p, mask, grouped)  # (B, nh, T, hs)
+
+        # Put the heads side by side again, and mix them.
+        y = y.transpose(1, 2).reshape(B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
 
@@ -283,10 +290,10 @@ class MLP(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x):
-        y = self.c_fc(x)
+        y = self.c_fc(x)  # (B, T, width), for SwiGLU (B, T, 2 width)
         if self.kind == 'swiglu':
             gate, y = y.chunk(2, dim=-1)
-            y = F.silu(gate) * y
+            y = F.silu(gate) * y  # (B, T, width)
         elif self.kind == 'relu2':
             y = F.relu(y).square()
         else:
@@ -305,6 +312,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x, angles=None, mask=None, cache=None):
+        # Norms come before the layers, so that the residual stream itself is never normalised [1].
         x = x + self.attn(self.ln_1(x), angles, mask, cache)
         x = x + self.mlp(self.ln_2(x))
         return x
@@ -318,14 +326,15 @@ class GPT(nn.Module):
         self.config = config
         self.checkpointing = False  # True: keep only each block's input, and recompute the rest
         self.kernels = Kernels()
-        wpe = None
+        wpe = None  # other kinds of positions have no table
         if config.position == 'learned':
             wpe = nn.Embedding(config.block_size, config.n_embd)
+        # The names are those of GPT-2's published weights.
         self.transformer = nn.ModuleDict({
-            'wte': nn.Embedding(config.vocab_size, config.n_embd),
-            'wpe': wpe,
+            'wte': nn.Embedding(config.vocab_size, config.n_embd),  # tokens
+            'wpe': wpe,  # positions
             'h': nn.ModuleList(Block(config) for _ in range(config.n_layer)),
-            'ln_f': make_norm(config),
+            'ln_f': make_norm(config),  # the last norm, before the head
         })
         self.embedding_dropout = Dropout(config.dropout)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -371,9 +380,13 @@ class GPT(nn.Module):
         self.check_length(idx.size(1))
         if positions is None:
             positions = torch.arange(idx.size(1), device=idx.device)
-        x = self.residuals(idx, positions, caches)
+        x = self.residuals(idx, positions, caches)  # (B, T, C)
+
+        # In generation only the next token matters.
         if targets is None:
             return self.logits(x[:, -1:]), None
+
+        # All logits at once are (B, T, V): for GPT-2 often the largest tensor of a step.
         in_parts = self.checkpointing or self.kernels.loss_in_parts
         if in_parts and not with_logits:
             return None, self.loss_in_parts(x.flatten(0, 1), targets.flatten())
@@ -393,7 +406,7 @@ class GPT(nn.Module):
 
     def residuals(self, idx, positions, caches=None):
         """The residual stream (B, T, C) after the last norm; arguments as in forward()."""
-        x = self.transformer.wte(idx)
+        x = self.transformer.wte(idx)  # (B, T, C)
         if self.transformer.wpe is not None:
             x = x + self.transformer.wpe(positions)
         x = self.embedding_dropout(x)
@@ -412,6 +425,7 @@ class GPT(nn.Module):
         elif decoding:
             mask = visibility_mask(positions, visible)
 
+        # Through the blocks; with checkpointing, what happens inside is computed again later.
         for i, block in enumerate(self.transformer.h):
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, angles, mask, use_reentrant=False)
@@ -441,7 +455,7 @@ class GPT(nn.Module):
         counted = (targets != -1).sum()
         rows = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
         if len(x) <= rows:
-            return summed_loss(x, targets) / counted
+            return summed_loss(x, targets) / counted  # one part, which needs no recomputing
         total = 0
         for x_part, targets_part in zip(x.split(rows), targets.split(rows), strict=True):
             total = total + checkpoint(summed_loss, x_part, targets_part, use_reentrant=False)
@@ -456,6 +470,7 @@ class GPT(nn.Module):
         only with non_embedding=False."""
         total = sum(parameter.numel() for parameter in self.parameters())
         if non_embedding:
+            # What is only looked up costs no arithmetic; a tied wte is also the head, so it counts.
             if self.transformer.wpe is not None:
                 total -= self.transformer.wpe.weight.numel()
             if not self.config.tied:
@@ -482,6 +497,7 @@ class GPT(nn.Module):
 
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
         """AdamW that decays matrices and embeddings, but not biases and norms."""
+        # Frozen parameters need no optimizer state.
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         matrices = [parameter for parameter in trained if parameter.dim() >= 2]
         vectors = [parameter for parameter in trained if parameter.dim() < 2]
@@ -489,7 +505,7 @@ class GPT(nn.Module):
             {'params': matrices, 'weight_decay': weight_decay},
             {'params': vectors, 'weight_decay': 0.0},
         ]
-        fused = device_type in ('cpu', 'cuda', 'mps')
+        fused = device_type in ('cpu', 'cuda', 'mps')  # one kernel updates all parameters
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
 
     def flops_per_token(self):
@@ -542,6 +558,7 @@ class GPT(nn.Module):
         if options:
             raise ValueError(f'{", ".join(options)}: these options need the folder plaingpt/')
         for _ in range(max_new_tokens):
+            # The model reads at most the last block_size tokens, and predicts the next one.
             logits, _ = self(idx[:, -self.config.block_size:])
             next_tokens = sample_next(logits[:, -1].float(), temperature, top_k)
             idx = torch.cat([idx, next_tokens], dim=1)

@@ -68,7 +68,7 @@ def data_set(checkpoint, path, given=None):
     if given_by_user or inside_data:
         return name
     raise UserError(f'{path} was trained on the data set {str(name)[:200]!r}, which is not a '
-                    'folder in data/: if you trust it, name it yourself with --dataset')
+                    'folder in data/: if you trust it, name it yourself with train.py --dataset')
 
 
 # ---- into a model ----
