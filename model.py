@@ -55,7 +55,7 @@ class GPTConfig:
     n_kv_head: int | None = None   # heads of keys and values, shared by queries [9]; None: n_head
     logit_softcap: float = 0.0     # bounds logits: cap * tanh(logits / cap) [10]; 0: no bound
     tied: bool = True              # one matrix is both token embedding and head
-    zero_init: bool = False        # residual projections start at 0, so each block as the identity
+    zero_init: bool = False        # residual projections start at 0, each block as the identity
 
     def __post_init__(self):
         if self.n_kv_head is None:
@@ -131,11 +131,11 @@ def round_up(number, multiple):
 # ---- the seam for hardware ----
 
 class Kernels:
-    """The operations that some hardware computes faster in another way; here they are torch's own.
+    """Operations that some hardware can compute faster; these are torch's own.
 
-    GPT.use_kernels() puts another object with the same members in place of this one:
-    plaingpt/system/cpu_kernels.py has the one for CPUs."""
-    loss_in_parts = False  # whether to compute the loss without ever holding all logits
+    GPT.use_kernels() replaces them by those of another object. On a CPU, place() in
+    plaingpt/system/devices.py chooses CpuKernels. Decoding with a cache uses torch's attention."""
+    prefers_loss_in_parts = False  # whether to compute the loss without ever holding all logits
 
     def dropout(self, x, p):
         """Sets each element of x to 0 with probability p, and scales the others by 1 / (1 - p)."""
@@ -178,7 +178,7 @@ def rope_angles(config, positions):
 
 
 def rotate(x, angles):
-    """x, (B, T, heads, hs), with channels i and i + hs/2 of each head turned as a point of a plane.
+    """Rotates channels i and i + hs/2 of each head of x, (B, T, heads, hs), as a point in a plane.
 
     Afterwards the product of a query and a key depends on the distance of their positions [3]."""
     cos, sin = angles
@@ -196,8 +196,8 @@ def visibility_mask(positions, visible):
 def alibi_bias(config, positions, visible):
     """ALiBi's [4] bias of the scores, (1 or B, nh, T, visible): minus distance times a slope.
 
-    Each head has its own slope. The bias is -inf for positions that lie ahead, and so is a causal
-    mask as well."""
+    Each head has its own slope. The bias is -inf for later positions, so it also serves as the
+    causal mask."""
     distances = positions[..., None] - torch.arange(visible, device=positions.device)
     distances = distances[:, None]  # (1 or B, 1, T, visible)
     heads = torch.arange(1, config.n_head + 1, device=positions.device)
@@ -224,8 +224,9 @@ class CausalSelfAttention(nn.Module):
         self.qk_norm = config.qk_norm
         self.dropout = config.dropout  # of the attention weights
         # One matrix makes the queries, keys and values of all heads, in this order.
-        # With grouped heads, n_head = 4 and n_kv_head = 2, each row of it makes a head:
-        #     q0 q1 q2 q3  k0 k1  v0 v1      where q0 and q1 attend to k0 and v0, q2 and q3 to k1
+        # With grouped heads, such as n_head = 4 and n_kv_head = 2, its output holds
+        #     q0 q1 q2 q3  k0 k1  v0 v1
+        # where q0 and q1 attend to k0 and v0, and q2 and q3 to k1 and v1.
         heads = self.n_head + 2 * self.n_kv_head
         self.c_attn = nn.Linear(config.n_embd, heads * self.head_size, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
@@ -344,7 +345,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """Draws all matrices from a normal distribution of deviation 0.02; biases become 0.
+        """Draws all matrices with standard deviation 0.02, and sets biases to 0.
 
         Each block adds two projections to the residual stream. Theirs are scaled down by
         sqrt(2 n_layer), so that its variance does not grow with depth ([1] section 2.3)."""
@@ -360,7 +361,7 @@ class GPT(nn.Module):
                 nn.init.zeros_(parameter)
 
     def use_kernels(self, kernels):
-        """Lets all modules compute by these Kernels; returns the model."""
+        """Makes all modules use these Kernels; returns the model."""
         for module in self.modules():
             if hasattr(module, 'kernels'):
                 module.kernels = kernels
@@ -387,7 +388,7 @@ class GPT(nn.Module):
             return self.logits(x[:, -1:]), None
 
         # All logits at once are (B, T, V): for GPT-2 often the largest tensor of a step.
-        in_parts = self.checkpointing or self.kernels.loss_in_parts
+        in_parts = self.checkpointing or self.kernels.prefers_loss_in_parts
         if in_parts and not with_logits:
             return None, self.loss_in_parts(x.flatten(0, 1), targets.flatten())
         logits = self.logits(x)
@@ -397,7 +398,7 @@ class GPT(nn.Module):
         return logits, loss
 
     def check_length(self, tokens):
-        """ValueError unless the model can read a sequence of so many tokens."""
+        """ValueError unless the model can read a sequence of this length."""
         if tokens < 1:
             raise ValueError('the sequence is empty: this model needs at least one token')
         if tokens > self.config.longest:

@@ -37,7 +37,7 @@ from plaingpt.training import checkpoints, lora, resuming, run_folder, starting_
 # ---- configuration ----
 # Model
 init_from = 'resume'                # resume (out_dir), gpt2 to gpt2-xl, hub id, folder or .pt file
-out_dir = 'out'                     # folder of the run, relative to where you are
+out_dir = 'out'                     # folder of the run, relative to the working directory
 adapter = ''                        # folder of a LoRA adapter; init_from is then the base it names
 merge = ''                          # folder to write the merged model to, instead of text
 # Prompts
@@ -49,12 +49,12 @@ num_samples = 10                    # {[1, 1000000]} completions of each prompt
 max_new_tokens = 500                # {>= 0} tokens in a completion
 temperature = 0.8                   # {>= 0} 0: always the likeliest token; above 1: wilder
 top_k: int | None = 200             # {>= 0} sample from the k likeliest tokens; 0 or None: all
-top_p: float | None = None          # {(0, 1]} sample from the likeliest, of sum p; None: all
+top_p: float | None = None          # {(0, 1]} sample from the likeliest, whose sum is p; None: all
 min_p: float | None = None          # {[0, 1]} drop tokens below p times the likeliest; None: none
-repetition_penalty = 1.0            # {> 0} above 1: tokens that the text has become less likely
+repetition_penalty = 1.0            # {> 0} above 1: tokens already in the text are less likely
 stop = ''                           # text that ends a completion, and is cut off; '': none
 context_size: int | None = None     # {>= 1} most tokens the model sees; None: block_size
-stride: int | None = None           # {>= 1} how far a full context moves on; None: half of it
+stride: int | None = None           # {>= 1} tokens a full context moves on; None: half; greedy: 1
 seed = 1337                         # {[0, 4294967295]} the same seed gives the same text
 # System
 device = default_device()           # cuda, cuda:1, mps or cpu; default: the best one here
@@ -66,8 +66,10 @@ def problems():
     """Yields what is wrong between keys, beyond the rules in their comments."""
     if bool(prompts) != bool(output):
         yield 'prompts and output go together: --prompts=prompts.jsonl --output=completions.jsonl'
-    elif os.path.isdir(output) or '\0' in output:
-        yield f'output={output!r} is a folder, or no name of a file: name a file'
+    elif '\0' in output:
+        yield f'output={output!r} contains a NUL character, which no file name can have'
+    elif os.path.isdir(output):
+        yield f'output={output} is a folder: name a file'
     merge_is_file = os.path.exists(merge) and not os.path.isdir(merge)
     if merge and (prompts or merge_is_file):
         yield f'merge={merge} is for a checkpoint: name a folder, and leave out prompts'

@@ -39,14 +39,14 @@ from plaingpt.training.state import Best, RunState
 
 # ---- configuration ----
 # Output
-out_dir = 'out'                     # folder for checkpoints and metrics.jsonl, from where you are
+out_dir = 'out'                     # folder of the run, relative to the working directory
 eval_interval = 2000                # {>= 1} steps between evaluations; each is followed by a save
 log_interval = 1                    # {>= 1} steps between printed lines
 eval_iters = 200                    # {>= 1} batches of each split in an evaluation
 eval_only = False                   # True: evaluate once and stop, writing nothing
-always_save_checkpoint = True       # ckpt.pt is the newest state; False: the best one
+always_save_checkpoint = True       # ckpt.pt is the last evaluated state; False: the best one
 checkpoint_interval = 0             # {>= 0} steps between further saves of last.pt; 0: none
-early_stop = 0                      # {>= 0} evaluations without a new best that end it; 0: never
+early_stop = 0                      # {>= 0} end after so many evaluations without a best; 0: never
 seed = 1337                         # {[0, 4294967295]} of initial weights, batches and dropout
 # Start
 init_from = 'scratch'               # scratch, resume, gpt2 to gpt2-xl, a hub id, folder or .pt file
@@ -57,7 +57,7 @@ wandb_project = 'owt'               # project of the run
 wandb_run_name = 'gpt2'             # name of the run
 # Data
 dataset = 'openwebtext'             # folder under data/ with train.bin, val.bin and meta.json
-prepare = False                     # True: run its prepare.py if train.bin is missing
+prepare = False                     # True: run its prepare.py if train.bin is missing (not 54 GB)
 gradient_accumulation_steps = 40    # {>= 1} micro-batches in a step, over all ranks together
 batch_size = 12                     # {>= 1} sequences in a micro-batch
 block_size = 1024                   # {>= 1} tokens in a sequence
@@ -77,7 +77,7 @@ logit_softcap = 0.0                 # {>= 0} bound that logits approach by tanh;
 tied = True                         # one matrix is both token embedding and head
 zero_init = False                   # True: each block starts as the identity
 # Optimizer
-optimizer = 'adamw'                 # {'adamw' | 'muon'} muon: for matrices of blocks, AdamW beside
+optimizer = 'adamw'                 # {'adamw' | 'muon'} muon: matrices of blocks; AdamW the rest
 learning_rate = 6e-4                # {>= 0} peak learning rate of AdamW
 muon_learning_rate = 0.02           # {>= 0} peak learning rate of Muon
 muon_momentum = 0.95                # {[0, 1)} momentum of Muon
@@ -122,7 +122,7 @@ def problems():
     yield from run_folder.problems(globals())
 
 
-globals().update(planning.implied_settings(sys.argv[1:]))  # of --device_name
+globals().update(planning.implied_settings(sys.argv[1:]))  # --device_name implies a plan
 config, given = configure(globals())
 
 # ---- processes and device ----
@@ -205,9 +205,7 @@ unsaved = ''  # why the newest state could not be saved; empty if it was
 
 
 def save(names):
-    """Saves the state under these names, 'ckpt' or 'last'; returns why that failed, or ''.
-
-    If the disk is full, training continues, and the next save is tried as usual."""
+    """Saves the state under these names, 'ckpt' or 'last'; returns why that failed, or ''."""
     checkpoint = {
         'model': lora.adapter_state(gpt) if run_model.lora else gpt.state_dict(),
         'optimizer': weight_optimizer.state_dict(),
@@ -223,15 +221,14 @@ def save(names):
     }
     try:
         run_folder.claim(out_dir)  # it may have been removed, and another run started there
-        checkpoints.save(out_dir, checkpoint, names)
+        # The adapter goes first: a checkpoint that names a new best must not outrun it.
         if run_model.lora and 'ckpt' in names:
             save_adapter(os.path.join(out_dir, 'adapter'), gpt, run_model.lora, meta['tokenizer'])
+        checkpoints.save(out_dir, checkpoint, names)
     except checkpoints.NotFinite as error:
         give_up(f'{error} after step {state.step}, so that state is not saved', state.step)
     except OSError as error:
-        reason = f'the state of step {state.step} could not be saved in {out_dir} ({error})'
-        warn(f'{reason}; training continues, and the next save is tried as usual')
-        return reason
+        return f'the state of step {state.step} could not be saved in {out_dir} ({error})'
     return ''
 
 
@@ -249,10 +246,10 @@ tokens_per_step = gradient_accumulation_steps * batch_size * block_size
 
 
 def seed_dropout(step, unit):
-    """Makes dropout a function of the seed, the step and the batch, so that nothing is to save."""
+    """Makes dropout a function of seed, step and batch, so no generator's state has to be saved."""
     if torch_device.type == 'cpu' and not compiled:
         # Row by row: ranks that share the rows of a micro-batch draw what one rank would draw.
-        gpt.kernels.rows_are(unit.part, unit.parts)
+        gpt.kernels.set_rows(unit.part, unit.parts)
         # torch.manual_seed does the same, but notes its caller for CUDA: 0.1 to 0.5 ms of a step.
         torch.default_generator.manual_seed(mixed_seed(seed, step, unit.micro_batch))
     else:
@@ -293,7 +290,7 @@ def train_step(step, rate):
 # ---- evaluation ----
 @torch.no_grad()
 def loss_of(split, number):
-    """Loss on one batch, by its number, of those by which a split is evaluated."""
+    """Loss on evaluation batch `number` of a split."""
     data = train_data if split == 'train' else val_data
     x, y = data.batch(seed, f'eval-{split}', 0, number, batch_size, block_size, torch_device)
     with autocast():
@@ -306,7 +303,7 @@ def evaluate():
 
     None if a signal asks the run to stop meanwhile."""
     gpt.eval()
-    # Each rank computes some of the losses; the others are 0 in its tensor, and come with the sum.
+    # Each rank fills in the losses of its own batches; the sum over ranks completes the tensors.
     losses = {split: torch.zeros(eval_iters, device=torch_device) for split in ('train', 'val')}
     own_batches = range(process.rank, eval_iters, process.world_size)
     bar = tqdm(total=2 * len(own_batches), desc='eval', leave=False,
@@ -328,7 +325,7 @@ def evaluate():
 model = gpt if eval_only else process.averaging(gpt)
 compiled = torch_device.type == 'cuda' if compile is None else compile
 if compiled:
-    # Through DDP, for which torch.compile splits the backward pass.
+    # The trial runs through DDP, because torch.compile splits the backward pass for it.
     model.train(not eval_only)
     if eval_only:
         compiled = compile_or_warn(gpt, lambda: loss_of('val', 0))
@@ -378,15 +375,15 @@ session_start = time.perf_counter() - state.elapsed
 progress = tqdm(total=max_iters, initial=state.step, unit='step', disable=None if is_main else True)
 
 while True:
-    # What is due after so many steps? Nothing before the update changes the training, so a run
-    # that is resumed here may do it again: it writes the same line and saves the same state.
+    # What is due at this step? Nothing before the update changes the training, so a run that is
+    # resumed here can safely repeat it: it writes the same line and saves the same state.
     finished = state.step >= max_iters
     evaluation_due = finished or state.step % eval_interval == 0
     extra_save_due = checkpoint_interval > 0 and state.step % checkpoint_interval == 0
     save_due = evaluation_due or extra_save_due
     log_due = trained and (state.step % log_interval == 0 or state.step == 1)
 
-    # Hear from the device how the last steps went: the only wait for it.
+    # Read from the device how the last steps went. Other steps need not wait for it.
     if trained and (log_due or save_due or stopping):
         wait_start = time.perf_counter()
         report = guard.read()
@@ -446,19 +443,23 @@ while True:
         if early_stop > 0 and state.evaluations_since_best(eval_interval) >= early_stop:
             finished = True
 
-    # Record and save.
+    # Record.
     line = dict(state.figures)
     if evaluation_due:
         line.update(train_loss=losses['train'], val_loss=losses['val'])
     if line and is_main:
         metrics.write({'step': state.step, 'tokens': state.tokens, **line,
                        'elapsed': state.elapsed})
+
+    # Save. If the disk is full, training continues, and the next save is tried as usual.
     if save_due:
         names = ['last']
         if evaluation_due and (improved or always_save_checkpoint):
-            names.insert(0, 'ckpt')  # in place before the state that knows of it
+            names.insert(0, 'ckpt')  # first, so that last.pt never names a best that is not saved
         if is_main:
             unsaved = save(names)
+            if unsaved and not finished:
+                warn(f'{unsaved}; training continues, and the next save will try again')
         if process.any(unsaved != ''):
             state.best = previous_best  # the weights of the new best are not on the disk
     if finished:

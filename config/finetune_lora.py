@@ -1,5 +1,5 @@
 # Adapts GPT-2 to Shakespeare with LoRA. The run trains 0.3M parameters, 0.2% of the 124M, and saves
-# only those, in the adapter/ folder of out_dir. Sample from the adapter, or merge it into its base:
+# only those: in its checkpoints, and in peft's format in adapter/. Sample from it, or merge it:
 #     python sample.py --adapter=out-shakespeare-lora/adapter
 #     python sample.py --adapter=out-shakespeare-lora/adapter --merge=out-shakespeare-merged
 # --init_from also takes a larger GPT-2, a folder that save_pretrained wrote, or the out_dir of your

@@ -28,7 +28,7 @@ beta2 = 0.99                    # a step has few tokens, so average over more st
 gradient_accumulation_steps = 1
 
 if device == 'cpu':
-    rope_theta = 30.0           # periods of 6 to 190 positions, for a context of 64
+    rope_theta = 30.0           # periods of 6 to 152 positions, for a context of 64
     learning_rate = 2e-2
     muon_learning_rate = 0.03
     muon_momentum = 0.8         # a short memory, because the run is short

@@ -6,6 +6,7 @@ import torch
 from conftest import TINY, refused, run, run_here, succeeded
 from runs import TWO_RANKS, assert_same_curve, equal_states, metrics, state, train
 
+from plaingpt.formats import peft_adapter
 from plaingpt.formats.peft_adapter import PREFIX, TENSORS
 
 LORA = {'lora_rank': 2, 'lora_alpha': 8.0, 'lora_dropout': 0.1, 'lora_targets': 'c_attn,mlp.c_proj',
@@ -202,3 +203,23 @@ def test_an_impossible_adapter_is_refused_before_anything_is_written(
     ended = run('train.py', **TINY | keys, dataset=char_data, out_dir=tmp_path / 'out')
     assert sentence in refused(ended)
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_checkpoint_never_names_a_best_whose_adapter_could_not_be_written(
+        tmp_path, char_data, base, monkeypatch):
+    calls = []
+    save_adapter = peft_adapter.save_adapter
+
+    def fail_once(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise OSError('full')
+        save_adapter(*arguments)
+
+    monkeypatch.setattr(peft_adapter, 'save_adapter', fail_once)
+    keys = LORA | {'max_iters': 1, 'eval_interval': 1, 'always_save_checkpoint': True}
+    ended = train(tmp_path / 'out', char_data, init_from=base, **keys)
+    assert 'could not be saved' in refused(ended)  # at the end, in its second save
+    assert len(calls) == 2
+    assert state(tmp_path / 'out' / 'ckpt.pt')['iter_num'] == 0
+    assert state(tmp_path / 'out' / 'last.pt')['iter_num'] == 0

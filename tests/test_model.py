@@ -147,7 +147,7 @@ def test_dropout_acts_in_training_only():
 # ---- loss in parts ----
 
 class InParts(Kernels):
-    loss_in_parts = True
+    prefers_loss_in_parts = True
 
 
 @pytest.mark.parametrize('checkpointing', [False, True])

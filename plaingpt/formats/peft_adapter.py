@@ -13,6 +13,7 @@ import torch
 
 from plaingpt.system.files import remove_unfinished, write_atomically
 from plaingpt.system.messages import UserError
+from plaingpt.training.checkpoints import NotFinite
 from plaingpt.training.lora import LoraSettings, adapter_state, split_targets
 
 CONFIG = 'adapter_config.json'
@@ -42,11 +43,11 @@ def save_adapter(folder, gpt, lora, tokenizer=None):
     """Writes the adapter of gpt, so that peft loads it onto Hugging Face's form of the base too.
 
     lora: its LoraSettings. A kill leaves the adapter that was in the folder, or the new one.
-    OSError if the disk is full or can't be written, ValueError if a number is not finite."""
+    OSError if the disk is full or can't be written, NotFinite if a number is not."""
     from safetensors.torch import save
     state = adapter_state(gpt)
     if not _all_finite(state):
-        raise ValueError('the adapter holds numbers that are not finite')
+        raise NotFinite('the adapter holds numbers that are not finite')
     targets = sorted(set(split_targets(lora.targets)))
     options = {
         'peft_type': 'LORA',

@@ -111,13 +111,13 @@ class Window:
         positions = self.last.clamp(max=self.context_size - 1)  # (rows, 1)
         visible = min(self.context_size, max(self.sizes))
         caches = self.cache.decode(positions, visible)
-        with fastest_product(self.tokens.device, len(positions)):
+        with without_onednn_for_one_row(self.tokens.device, len(positions)):
             logits, _ = self.model(self.last_tokens(), positions=positions, caches=caches)
         return logits[:, -1]
 
 
 @contextlib.contextmanager
-def fastest_product(device, rows):
+def without_onednn_for_one_row(device, rows):
     """On a CPU, lets torch's own code multiply a single row by bfloat16 matrices.
 
     It reads them faster than oneDNN, which is faster for more rows: 36 matrices of 3072 x 768 in

@@ -1,5 +1,5 @@
 """
-What a CPU computes faster in another way than torch does: dropout, attention in training, the loss.
+Faster CPU versions of dropout, attention in training, and the loss.
 
 Times are medians of a forward and backward pass on 2 cores of an AMD EPYC with AVX512-BF16;
 experiments/what_pays.py measures them again.
@@ -22,15 +22,15 @@ class CpuKernels(Kernels):
     number alone: ranks that share the rows of a micro-batch draw what one rank would have drawn."""
 
     def __init__(self):
-        self.rows_are(0, 1)
+        self.set_rows(0, 1)
 
-    def rows_are(self, first, step):
-        """Says which rows of the micro-batch the next tensors hold: first, first + step, …"""
+    def set_rows(self, first, stride):
+        """Says which rows of the micro-batch the next tensors hold: first, first + stride, …"""
         self.first_row = first
-        self.row_step = step
+        self.row_stride = stride
 
     @property
-    def loss_in_parts(self):
+    def prefers_loss_in_parts(self):
         return not torch.compiler.is_compiling()
 
     def dropout(self, x, p):
@@ -55,6 +55,7 @@ class CpuKernels(Kernels):
         return self.written_out_attention(q, k, v, p, bias)
 
     def written_out_attention(self, q, k, v, p, bias):
+        """Attention with its T x T weights written out; arguments as above."""
         B, nh, T, hs = q.shape
         if k.size(1) < nh:
             k = k.repeat_interleave(nh // k.size(1), dim=1)
@@ -84,15 +85,16 @@ class CpuKernels(Kernels):
     def keep_mask(self, seed, shape, p, dtype, begin=0):
         """A tensor of this shape that is 0 with probability p, in steps of 2**-16, and else 1.
 
-        begin: the place of its first row among those that rows_are() tells of."""
+        begin: index of its first row among those of set_rows()."""
         # Each int16 is compared with a threshold: of 2**16 values, p * 2**16 lie below it.
-        threshold = min(round(p * 2 ** 16) - 2 ** 15, 2 ** 15 - 1)
+        threshold = round(p * 2 ** 16) - 2 ** 15
+        threshold = min(threshold, 2 ** 15 - 1)  # the highest int16
         elements = math.prod(shape[1:])
         words = math.ceil(elements / 4)  # a draw of 64 bits serves four elements
         drawn = torch.empty(shape[0], words, dtype=torch.int64)
         generator = torch.Generator()
         for row in range(shape[0]):
-            number = self.first_row + (begin + row) * self.row_step
+            number = self.first_row + (begin + row) * self.row_stride
             generator.manual_seed(mixed_seed(seed, number))
             # From -2**63 on: random_() without bounds never sets the highest bit.
             drawn[row].random_(-2 ** 63, None, generator=generator)

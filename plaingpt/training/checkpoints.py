@@ -64,7 +64,7 @@ def save(out_dir, checkpoint, names):
 
     The file that was NAME.pt becomes NAME.prev.pt. A kill at any moment leaves a complete NAME.pt
     or NAME.prev.pt. OSError if the disk is full or the folder can't be written, NotFinite if a
-    number is infinite or not a number; NAME.pt then stays as it was."""
+    number is infinite or not a number; after both, NAME.pt or NAME.prev.pt is still whole."""
     for part in VERIFIED:
         name = find_not_finite(checkpoint[part], part)
         if name is not None:
@@ -109,7 +109,7 @@ def save(out_dir, checkpoint, names):
 def _write(checkpoint, file):
     try:
         torch.save(checkpoint, file)
-    except RuntimeError as error:  # so torch reports that a write has failed
+    except RuntimeError as error:  # torch's way to report a failed write
         raise OSError(f'torch.save: {error}') from error
 
 
@@ -122,7 +122,7 @@ def _give_second_name(path, name):
         sync(name)
 
 
-@functools.cache  # once: what is edited while a run trains does not run in it
+@functools.cache  # later edits to the code do not affect a run that has started
 def _provenance():
     """What code makes a checkpoint: the versions of libraries, and this folder's git revision."""
     try:
@@ -145,8 +145,7 @@ def load(path, verified=VERIFIED):
     broken, unsafe or of another kind."""
     if not os.path.isfile(path):
         wrong = 'is not a file' if os.path.exists(path) else 'not found'
-        raise UserError(f'{path} {wrong}: train a model first, or name the folder of one with '
-                        '--out_dir')
+        raise UserError(f'{path} {wrong}: train a model first, or name another file or folder')
     checkpoint = _read(path)
     problem = problem_of_values(checkpoint) or problem_of_entries(checkpoint)
     if problem is None:
@@ -224,7 +223,7 @@ def load_to_sample(out_dir):
 
 
 def load_to_resume(out_dir):
-    """(checkpoint, path) of the newest whole state, by its step; of two, last.pt goes first."""
+    """(checkpoint, path) of the newest whole state, by its step; on a tie, last.pt."""
     def steps_to_go(path):
         try:
             return -load(path, verified=())['iter_num']

@@ -15,7 +15,7 @@ class Metrics:
     """Writes metrics.jsonl in an out_dir, and the same to Weights & Biases if it is given.
 
     The file is opened for each line, since the folder may vanish and come back during a run. Lines
-    that a full disk refuses are kept, with one warning, and written with the next that fits."""
+    that can't be written are kept, with one warning, and written with the next that can."""
 
     def __init__(self, out_dir, wandb=None):
         """wandb: the module, after start_wandb(); None: no logging there."""
@@ -32,7 +32,7 @@ class Metrics:
         except OSError as error:
             if len(self.unwritten) == 1:
                 warn(f'{self.path} cannot be written ({error.strerror}): '
-                     'its lines are kept until there is room')
+                     'its lines are kept until they can be')
         if self.wandb:
             self.wandb.log({'iter': entry['step'], **entry})
 

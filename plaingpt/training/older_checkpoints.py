@@ -22,7 +22,7 @@ def modernize(checkpoint):
 
     # nanoGPT keeps the best loss as a tensor, and does not count tokens.
     best = checkpoint.setdefault('best_val_loss', math.inf)
-    if isinstance(best, torch.Tensor) and best.numel() == 1:
+    if isinstance(best, torch.Tensor):
         checkpoint['best_val_loss'] = best.item()
     if 'tokens_seen' not in checkpoint:
         tokens_per_step = math.prod(config.get(key, 0) for key in BATCH_KEYS)

@@ -36,9 +36,9 @@ class Process:
     world_size: int = 1
 
     def share(self, micro_batches, batch_size):
-        """This rank's Units of a step of so many micro-batches of batch_size rows.
+        """This rank's Units of a step.
 
-        Ranks take turns at whole micro-batches if their number divides that of the micro-batches.
+        If the number of ranks divides that of the micro-batches, ranks take turns at whole ones.
         If not, each micro-batch is cut by rows, so that any number of ranks computes the same step.
         UserError if the rows can't be cut evenly."""
         parts = self.parts(micro_batches, self.world_size)
@@ -67,7 +67,7 @@ class Process:
         return tensor
 
     def gather(self, number):
-        """The whole numbers, below 2**63, that the ranks have given, as a list in their order.
+        """The ranks' whole numbers, each below 2**63, as a list in rank order.
 
         It waits for the other ranks, but not for the GPU: the numbers travel through CPU memory."""
         numbers = torch.zeros(self.world_size, dtype=torch.int64)

@@ -1,6 +1,6 @@
 """
-Resuming a run: which checkpoint it continues, what that decides of it, and how the weights, the
-moments and the loss scale get back into place. state.py has the counts of the run.
+Resuming a run: which checkpoint it continues, which data set that fixes, and restoring weights,
+moments and loss scale. state.py restores the counts of the run.
 """
 import hashlib
 import os
@@ -37,13 +37,13 @@ def to_resume(out_dir, init_from, resume, restarted):
     return {}, None
 
 
-def describe_resume(checkpoint, path, config, unsaid):
-    """A line that says what is resumed, and which keys of config have changed, but those unsaid."""
+def describe_resume(checkpoint, path, config, hidden):
+    """A line that says what is resumed, and which keys of config, but the hidden ones, changed."""
     saved_config = checkpoint['config']
     changes = []
     for key, value in config.items():
         saved_value = saved_config.get(key, value)
-        if saved_value != value and key not in unsaid:
+        if saved_value != value and key not in hidden:
             changes.append(f'{key} {saved_value!r} -> {value!r}')
     line = f"resuming {path} at step {checkpoint['iter_num']}"
     if changes:

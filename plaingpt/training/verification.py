@@ -85,7 +85,7 @@ def find_not_finite(tree, tree_name):
 # ---- checks ----
 
 def problem_of_values(checkpoint):
-    """Whether the file holds plain values and tensors only, not too many and not too deep.
+    """What is wrong unless the file holds plain values and tensors, not too many nor too deep.
 
     A few bytes can name the same list many times, or a list that holds itself."""
     unsafe = 'is not a checkpoint that can be read safely (it is altered: it holds other values)'
@@ -127,7 +127,18 @@ def problem_of_entries(checkpoint):
     version = checkpoint.get('format_version', 1)
     if version > FORMAT_VERSION:
         return f'has format version {version}, not {FORMAT_VERSION}: update the program'
+    if not _is_number(checkpoint.get('best_val_loss', math.inf)):
+        return 'has a best_val_loss that is not a number'
     return _problem_of_sizes(checkpoint) or _problem_of_plainness(checkpoint)
+
+
+def _is_number(value):
+    """Whether a value is a number, or a tensor that holds one, as nanoGPT's best_val_loss is."""
+    if isinstance(value, torch.Tensor):
+        if not _is_plain_array(value) or value.numel() != 1:
+            return False
+        value = value.item()
+    return not math.isnan(value)
 
 
 def _problem_of_sizes(checkpoint):
@@ -143,7 +154,7 @@ def _problem_of_sizes(checkpoint):
     for key in older_checkpoints.BATCH_KEYS:
         sizes.append(checkpoint['config'].get(key, 0))
     if not all(type(size) is int for size in sizes):
-        return 'has sizes that are no whole numbers'
+        return 'has sizes that are not whole numbers'
     return None
 
 
@@ -155,27 +166,23 @@ def _problem_of_plainness(checkpoint):
     try:
         json.dumps(described, allow_nan=False)
     except (TypeError, ValueError):
-        return 'has entries that are no plain values'
+        return 'has entries that are not plain values'
     return None
 
 
 def problem_of_weights(checkpoint):
     """What is wrong with the form of weights and moments, or None; their bytes are not read."""
-    if not isinstance(checkpoint['best_val_loss'], (int, float)):
-        return 'has a best_val_loss that is no number'
-    if math.isnan(checkpoint['best_val_loss']):
-        return 'has a best_val_loss that is not a number'
     for part in VERIFIED:
         for name, leaf in _leaves(checkpoint.get(part), part):
             if isinstance(leaf, torch.Tensor) and not _is_plain_array(leaf):
-                return f'is damaged: {name} is no array of numbers'
+                return f'is damaged: {name} is not an array of numbers'
     weights = checkpoint['model']
     if not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
-        return 'is damaged: its weights are no tensors'
+        return 'is damaged: its weights are not tensors'
     if checkpoint.get('lora'):
         return None  # an adapter is checked against its base
 
-    # Later, memory is taken for a model of model_args: the file must hold as many weights.
+    # A model of this size is allocated next, so the file must hold that many weights.
     args = checkpoint['model_args']
     layers = sum(name.endswith('.attn.c_attn.weight') for name in weights)
     fits = layers == args['n_layer'] and _has_shape(
@@ -203,7 +210,7 @@ def _has_shape(weights, name, *shape):
 
 
 def problem_of_bytes(checkpoint, path, verified):
-    """Whether these parts are what was saved: None, or what is wrong.
+    """What is wrong with the bytes of these parts, or None.
 
     Our digests tell; nanoGPT's files and ours of version 1 only have the archive's checksums."""
     parts = {part: checkpoint[part] for part in verified if part in checkpoint}
@@ -217,7 +224,11 @@ def problem_of_bytes(checkpoint, path, verified):
             if digest(content) != saved_digests.get(part):
                 return f'is damaged: the digest of its {part!r} does not match'
     elif parts:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                return 'is damaged: its checksums do not match'
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+        except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+            return f'cannot be checked ({error})'
+        if damaged is not None:
+            return 'is damaged: its checksums do not match'
     return None

@@ -155,7 +155,7 @@ def test_ranks_that_share_rows_drop_what_one_rank_drops(ranks):
     for rank in range(ranks):
         torch.manual_seed(0)
         kernels = CpuKernels()
-        kernels.rows_are(rank, ranks)
+        kernels.set_rows(rank, ranks)
         assert torch.equal(kernels.dropout(x[rank::ranks], 0.3), whole[rank::ranks])
 
 
@@ -167,7 +167,7 @@ def test_dropout_of_attention_depends_on_the_row_alone(monkeypatch, rank, ranks,
     torch.manual_seed(0)
     whole = CpuKernels().causal_attention(q, k, v, 0.3)
     kernels = CpuKernels()
-    kernels.rows_are(rank, ranks)
+    kernels.set_rows(rank, ranks)
     monkeypatch.setattr(cpu_kernels, 'WEIGHTS_AT_ONCE', rows_at_once * 2 * 9 * 9)
     torch.manual_seed(0)
     part = kernels.causal_attention(q[rank::ranks], k[rank::ranks], v[rank::ranks], 0.3)
@@ -181,7 +181,7 @@ def test_ranks_that_share_rows_compute_the_loss_and_gradients_of_one():
 
     def loss_and_gradients(rank, ranks):
         torch.manual_seed(5)
-        model.kernels.rows_are(rank, ranks)
+        model.kernels.set_rows(rank, ranks)
         _, loss = model(x[rank::ranks], y[rank::ranks], with_logits=False)
         return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
 
@@ -209,10 +209,10 @@ def test_dropout_and_checkpointing_give_the_same_loss_and_gradients(seed):
 
 def test_while_torch_compiles_they_are_torchs_own(monkeypatch):
     kernels = CpuKernels()
-    assert kernels.loss_in_parts
+    assert kernels.prefers_loss_in_parts
     monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: True)
     monkeypatch.setattr(kernels, 'keep_mask', None)
-    assert not kernels.loss_in_parts
+    assert not kernels.prefers_loss_in_parts
     x = torch.randn(2, 2, 9, 8)
     torch.manual_seed(0)
     expected = F.dropout(x, 0.3)

@@ -256,7 +256,7 @@ def test_a_checkpoint_of_another_architecture_is_read_and_must_fit_its_model_arg
                 in problem(checkpoints.load, path))
     for value in 1.0, '1', True, None, [1]:
         torch.save({**saved, 'model_args': {**saved['model_args'], 'n_kv_head': value}}, path)
-        assert 'has sizes that are no whole numbers' in problem(checkpoints.load, path)
+        assert 'has sizes that are not whole numbers' in problem(checkpoints.load, path)
     # A table of positions that torch would ignore without a word.
     weights = {**saved['model'], 'transformer.wpe.weight': torch.ones(8, 8)}
     torch.save({**saved, 'model': weights}, path)
@@ -469,9 +469,9 @@ def test_a_checkpoint_may_not_name_a_data_set_outside_data(saved):
 def test_resuming_is_described_with_the_keys_that_have_changed():
     checkpoint = {'iter_num': 5, 'config': {'max_iters': 10, 'out_dir': 'a', 'beta1': 0.9}}
     config = {'max_iters': 20, 'out_dir': 'b', 'beta1': 0.9, 'a_new_key': 1}
-    line = resuming.describe_resume(checkpoint, 'a/last.pt', config, unsaid=['out_dir'])
+    line = resuming.describe_resume(checkpoint, 'a/last.pt', config, hidden=['out_dir'])
     assert line == 'resuming a/last.pt at step 5; now max_iters 10 -> 20'
-    line = resuming.describe_resume(checkpoint, 'a/last.pt', {'beta1': 0.9}, unsaid=[])
+    line = resuming.describe_resume(checkpoint, 'a/last.pt', {'beta1': 0.9}, hidden=[])
     assert line == 'resuming a/last.pt at step 5'
 
 

@@ -287,7 +287,7 @@ def unusable():
     a_tensor = {'x': torch.ones(2)}
     for key, values in {
         'iter_num': [-1, '5', 1.0],
-        'best_val_loss': [NAN, 10**400],
+        'best_val_loss': [NAN, 10**400, torch.ones(2), torch.ones((), device='meta')],
         'best_step': [-1, 1.0],
         'elapsed': [None],
         'tokens_seen': [1.5],

@@ -179,7 +179,7 @@ def test_ranks_that_share_a_batch_drop_what_one_rank_would():
 
     def rows(first, step):
         torch.manual_seed(7)
-        kernels.rows_are(first, step)
+        kernels.set_rows(first, step)
         return logits(gpt, idx[first::step])
 
     whole = rows(0, 1)
