@@ -28,18 +28,9 @@ from plaingpt.inference.engine import stream
 from plaingpt.planning.hardware import Hardware
 from plaingpt.planning.plan import Plan, print_summary
 from plaingpt.planning.run_size import RunSize
-from plaingpt.system.devices import (
-    check_device,
-    compile_or_warn,
-    default_device,
-    default_dtype,
-    hardware_name,
-    peak_memory,
-    place,
-    precision,
-    set_up_math,
-    synchronize,
-)
+from plaingpt.system.devices import (check_device, compile_or_warn, default_device, default_dtype,
+                                     hardware_name, peak_memory, place, precision, set_up_math,
+                                     synchronize)
 from plaingpt.system.messages import UserError, explained
 from plaingpt.text.data_sets import folder_of, read_meta
 from plaingpt.text.token_files import TokenFile

@@ -1,5 +1,5 @@
 """
-Helpers of test_damaged_files.py and test_hostile_files.py: three checkpoints of a small run, the
+Helpers of the tests of damaged and hostile files: three checkpoints of a small run, the
 means to forge others from their bytes, and what every refusal must look like.
 
 The fixtures that these tests use, saved and ends_in_time, are in conftest.py.
@@ -7,7 +7,9 @@ The fixtures that these tests use, saved and ends_in_time, are in conftest.py.
 import contextlib
 import copy
 import io
+import os
 import struct
+import subprocess
 import tracemalloc
 import zipfile
 from dataclasses import asdict
@@ -235,3 +237,26 @@ def zero(where, offset, length):
         end = min(at + length, len(content))
         return content[:at] + bytes(end - at) + content[end:]
     return make
+
+
+# ---- code in a file ----
+
+class Call:
+    """An object that pickles as the call of a function."""
+
+    def __init__(self, function, *arguments):
+        self.function = function
+        self.arguments = arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+def calls(canary):
+    """{name: a Call that would make the file canary}."""
+    return {
+        'os.system': Call(os.system, f'echo > {canary}'),
+        'exec': Call(exec, f'open({canary!r}, "w")'),
+        'eval': Call(eval, f'open({canary!r}, "w")'),
+        'subprocess': Call(subprocess.check_call, ['touch', canary]),
+    }

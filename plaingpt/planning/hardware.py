@@ -6,12 +6,7 @@ from typing import NamedTuple
 
 from plaingpt.planning.data_sheets import data_sheet, lacks_tf32
 from plaingpt.planning.memory import usable
-from plaingpt.system.devices import (
-    cpu_capabilities,
-    device_memory,
-    hardware_name,
-    peak_memory,
-)
+from plaingpt.system.devices import (cpu_capabilities, device_memory, hardware_name, peak_memory)
 
 
 class Hardware(NamedTuple):

@@ -97,6 +97,35 @@ def test_no_number_chooses_a_token_without_probability(options, unlikely, number
     assert possible[chosen].all()
 
 
+@pytest.mark.parametrize('options', [
+    dict(),
+    dict(temperature=0, top_k=0, top_p=1.0, min_p=0, repetition_penalty=1e-9),
+    dict(temperature=1e300, top_k=10 ** 30, top_p=1e-300, min_p=1, repetition_penalty=1e300),
+])
+def test_options_in_range_have_no_problems(options):
+    assert list(SamplingOptions(**options).problems()) == []
+
+
+@pytest.mark.parametrize('key, values', [
+    ('temperature', [-1e-9, math.inf, math.nan]),
+    ('top_k', [-1]),
+    ('top_p', [0.0, -0.5, 1.1, math.nan]),
+    ('min_p', [-0.1, 1.1, math.nan]),
+    ('repetition_penalty', [0.0, -1.0, math.inf, math.nan]),
+])
+def test_each_option_out_of_range_is_one_problem_that_names_it(key, values):
+    for value in values:
+        [problem] = SamplingOptions(**{key: value}).problems()
+        assert problem.startswith(f'{key}={value} must be ')
+
+
+def test_all_options_out_of_range_are_named():
+    options = SamplingOptions(temperature=-1.0, top_k=-1, top_p=2.0, min_p=2.0,
+                              repetition_penalty=0.0)
+    named = [problem.partition('=')[0] for problem in options.problems()]
+    assert named == ['temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty']
+
+
 def test_the_numbers_of_a_row_depend_on_its_seed_alone():
     together = draw_numbers(3, 5, seeds=[7, 8, 7])
     assert together.shape == (3, 5)

@@ -11,7 +11,6 @@ from conftest import ROOT, refused, run
 from plaingpt.system import messages
 from plaingpt.system.messages import UserError
 
-
 # ---- errors ----
 
 def script_that_raises(folder, error):

@@ -8,13 +8,8 @@ import pytest
 from conftest import ROOT
 
 from plaingpt.system.messages import UserError
-from plaingpt.text.data_sets import (
-    check_fit,
-    folder_of,
-    open_data_set,
-    read_meta,
-    rounded_vocab_size,
-)
+from plaingpt.text.data_sets import (check_fit, folder_of, open_data_set, read_meta,
+                                     rounded_vocab_size)
 from plaingpt.text.publishing import write_data_set
 from plaingpt.text.tokenizers import CharTokenizer
 
