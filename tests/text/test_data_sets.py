@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 from conftest import ROOT
+from forgery import Call
 
 from plaingpt.system.messages import UserError
 from plaingpt.text.data_sets import (check_fit, folder_of, open_data_set, read_meta,
@@ -98,17 +99,6 @@ def test_the_meta_pkl_of_nanogpt_is_read(tmp_path):
 def test_a_folder_without_meta_holds_the_tokens_of_gpt2(tmp_path):
     assert read_meta(str(tmp_path)) == {
         'dtype': 'uint16', 'vocab_size': None, 'tokenizer': {'kind': 'gpt2'}, 'tokens': {}}
-
-
-class Call:
-    """Pickles as a call of a function, which a careless reader would make."""
-
-    def __init__(self, function, *arguments):
-        self.function = function
-        self.arguments = arguments
-
-    def __reduce__(self):
-        return self.function, self.arguments
 
 
 @pytest.mark.parametrize('function, code', [
