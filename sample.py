@@ -324,7 +324,7 @@ def end_quietly():
 
 if prompts:
     # Here Ctrl-C stays an exception, so that the unfinished file is removed.
-    with (explained(OSError, prefix='output cannot be written: '),
+    with (explained(OSError, UnicodeEncodeError, prefix='output cannot be written: '),
           replacing(output) as file):
         write_completions(file)
 else:

@@ -227,6 +227,7 @@ def test_a_file_with_a_bad_prompt_is_refused_with_its_line(sample, tmp_path, con
     ('p.jsonl', '.', 'output'),
     ('p.jsonl', 'x' * 999, 'output'),
     ('p.jsonl', 'a\0b', 'output'),
+    ('p.jsonl', '\ud800', 'output cannot be written'),
 ], ids=named)
 def test_with_bad_names_of_prompts_or_output_nothing_is_written(
         sample, tmp_path, prompts, output, sentence):
