@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from plaingpt.training.optimizers import can_skip
+
 
 class Halt(NamedTuple):
     """The first step whose loss or gradient norm was not finite."""
@@ -42,10 +44,9 @@ class Guard:
         self.scaler = scaler
         self.clip_limit = grad_clip or math.inf
 
-        # A fused optimizer leaves the weights alone if its found_inf is 1, so that the host need
-        # not know. Metal's fused kernel ignores found_inf, and Muon has none: these must wait.
-        fused = all(group.get('fused') for group in optimizer.param_groups)
-        self.must_wait = not fused or process.device.type == 'mps'
+        # Most optimizers leave the weights alone if their found_inf is 1, so the host need not know
+        # whether a step is skipped. With the others it waits for the device at each step.
+        self.must_wait = not can_skip(optimizer, process.device.type)
 
         def zero(dtype):
             return torch.zeros((), dtype=dtype, device=process.device)
@@ -92,8 +93,11 @@ class Guard:
         self.clipped += grad_norm > self.clip_limit
         self.steps += 1
 
-        self.optimizer.found_inf = (self.halted | skip).float()
-        if not self.must_wait or not self.optimizer.found_inf:
+        found_inf = (self.halted | skip).float()
+        if not self.must_wait:
+            self.optimizer.found_inf = found_inf
+            self.optimizer.step()
+        elif not found_inf:
             self.optimizer.step()
 
         # The scaler sees infinite gradients of this rank only, not a norm that overflows although

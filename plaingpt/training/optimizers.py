@@ -3,12 +3,15 @@ The optimizers: AdamW, or Muon for the matrices of the blocks with AdamW for the
 
 To add an optimizer, touch three places:
 1. the key `optimizer` in train.py: add the name to its rule, and keys for new settings below it;
-2. make_optimizer(): make the optimizer. Unless it is fused, the guard waits for the device at each
-   step, because only fused optimizers can skip a bad step by themselves;
+2. make_optimizer(): make the optimizer, and can_skip(): say whether it skips a bad step by itself.
+   If not, the guard waits for the device at each step;
 3. expected_state(): say which tensors it keeps for each parameter. Checkpoints are checked by it.
 
 The memory in a plan (planning/run_size.py) assumes two values a parameter, and one for Muon's.
 """
+import math
+from typing import NamedTuple
+
 import torch
 
 from plaingpt.system.messages import UserError, warn
@@ -52,12 +55,23 @@ def make_optimizer(gpt, run, device_type):
     return optimizer
 
 
+def can_skip(optimizer, device_type):
+    """Whether an optimizer from make_optimizer() skips a bad step without the host's help.
+
+    If its attribute found_inf, a float32 scalar on the device, is 1 when step() is called, it then
+    leaves weights and state as they are, although the host does not know and gradients are NaN."""
+    if isinstance(optimizer, MuonAdamW):
+        optimizer = optimizer.adamw  # Muon's part of a step can always be skipped
+    is_fused = all(group.get('fused') for group in optimizer.param_groups)
+    return is_fused and device_type != 'mps'  # Metal's fused kernel ignores found_inf
+
+
 def expected_state(optimizer):
     """The tensors that an optimizer from make_optimizer() keeps for each parameter it has trained.
 
     Returns a list of {name: shape}, one for each parameter, in the order of the state dict. As long
     as a parameter is frozen, it has no state."""
-    trained_by_muon = optimizer.pieces if isinstance(optimizer, MuonAdamW) else {}
+    trained_by_muon = optimizer.rows if isinstance(optimizer, MuonAdamW) else {}
     expected = []
     for group in optimizer.param_groups:
         for parameter in group['params']:
@@ -75,16 +89,29 @@ def expected_state(optimizer):
 
 # ---- Muon ----
 
+# A Newton-Schulz iteration is X <- a X + (b G + c G^2) X, where G = X X^T. With these coefficients
+# and five iterations, small singular values grow fastest, and all end between about 0.7 and 1.2.
+A, B, C = 3.4445, -4.7750, 2.0315
+ITERATIONS = 5
+
+# Muon updates matrices of one shape together, in stacks of at most so many numbers, or of a single
+# matrix if that is larger. GPT-2's 124M has three stacks.
+STACK_SIZE = 2 ** 25
+# At its peak, the update of a stack holds temporary tensors of so many bytes for each number, so
+# 0.47 GB however many matrices there are (counted by torch's allocator for CUDA).
+STACK_BYTES = 14
+
+
 def muon_matrices(gpt):
     """The parameters that Muon trains, unless they are frozen: the matrices of the blocks."""
     return [parameter for parameter in gpt.transformer.h.parameters() if parameter.dim() == 2]
 
 
-def stacked_rows(gpt):
-    """{parameter: rows of each matrix in it}, for parameters that hold several matrices.
+def piece_rows(gpt):
+    """{parameter: rows of each matrix in it}, for parameters that join several matrices.
 
-    The model stacks queries, keys and values, and the two halves of SwiGLU, to compute them in one
-    product. Muon does better on each by itself (docs/modern.md); {} would give it the stacks."""
+    The model joins queries, keys and values, and the two halves of SwiGLU, to compute them in one
+    product. Muon does better on each by itself (docs/modern.md); {} would leave them joined."""
     rows = {}
     for block in gpt.transformer.h:
         attention = block.attn
@@ -97,12 +124,91 @@ def stacked_rows(gpt):
     return rows
 
 
+class Piece(NamedTuple):
+    """A matrix that Muon trains: views (rows, columns) of a parameter, or of its part in one."""
+    weight: torch.Tensor
+    gradient: torch.Tensor
+    momentum: torch.Tensor
+
+
+def stacks_of(pieces):
+    """Yields lists of pieces that have one shape, and at most STACK_SIZE numbers together."""
+    of_shape = {}
+    for piece in pieces:
+        of_shape.setdefault(piece.weight.shape, []).append(piece)
+    for shape, alike in of_shape.items():
+        at_once = max(1, STACK_SIZE // shape.numel())
+        for start in range(0, len(alike), at_once):
+            yield alike[start:start + at_once]
+
+
+def temporary_memory(gpt):
+    """Bytes of the temporary tensors that Muon's part of a step needs at its peak."""
+    rows = piece_rows(gpt)
+    pieces = []
+    for matrix in muon_matrices(gpt):
+        views = matrix.detach().split(rows.get(matrix, [len(matrix)]))
+        pieces += [Piece(view, view, view) for view in views]
+    sizes = [sum(piece.weight.numel() for piece in stack) for stack in stacks_of(pieces)]
+    return STACK_BYTES * max(sizes)
+
+
+def orthogonalized(stack):
+    """Makes all singular values of each matrix about 1, by Newton-Schulz iterations in bfloat16.
+
+    stack: (matrices, rows, columns); returns bfloat16 of that shape.
+    Jordan et al. 2024, kellerjordan.github.io/posts/muon, "Newton-Schulz matrix iteration"."""
+    x = stack.bfloat16()
+    is_tall = stack.shape[1] > stack.shape[2]
+    if is_tall:
+        x = x.mT  # X X^T is then the smaller one of the two products
+    norms = x.norm(dim=(1, 2), keepdim=True)
+    x = x / norms.clamp(min=1e-7)  # the iteration needs singular values of at most 1
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)
+        x = torch.baddbmm(x, polynomial, x, beta=A)
+    return x.mT if is_tall else x
+
+
+def average_gradients(stack, momentum, skip):
+    """Averages the gradients of a stack of pieces into their momenta; returns what Muon follows.
+
+    skip: a bool scalar on the device; if it is true, the momenta stay as they are.
+    Returns Nesterov's momentum, (1 - momentum) gradients + momentum momenta, as bfloat16
+    (pieces, rows, columns)."""
+    gradients = torch.stack([piece.gradient for piece in stack])
+    momenta = torch.stack([piece.momentum for piece in stack])
+    averages = momenta.lerp(gradients, 1 - momentum)
+    nesterov = gradients.lerp_(averages, momentum).bfloat16()
+
+    # Multiplying by 0 would not do: a gradient that is NaN would still reach the momentum.
+    kept = torch.where(skip, momenta, averages, out=averages)
+    torch._foreach_copy_([piece.momentum for piece in stack], kept.unbind())  # in one kernel
+    return nesterov
+
+
+def move_weights(stack, directions, learning_rate, weight_decay, skip):
+    """Decays the weights of a stack of pieces and moves them against the directions.
+
+    directions: (pieces, rows, columns). skip: a bool scalar on the device; if it is true, the
+    weights stay as they are."""
+    rows, columns = directions.shape[1:]
+    adjusted_rate = learning_rate * math.sqrt(max(1, rows / columns))
+    weights = torch.stack([piece.weight for piece in stack])
+    moved = weights * (1 - learning_rate * weight_decay)
+    moved.add_(directions, alpha=-adjusted_rate)
+    kept = torch.where(skip, weights, moved, out=moved)
+    torch._foreach_copy_([piece.weight for piece in stack], kept.unbind())
+
+
 class MuonAdamW(torch.optim.Optimizer):
     """Muon for the matrices of the blocks, and AdamW for embeddings, head, norms and biases.
 
     It is one optimizer with one state dict, in which AdamW's two groups come first. Where a
-    parameter stacks several matrices, Muon updates each of them separately, through views of the
-    weights. So the model must be on its device before the optimizer is made, and stay there.
+    parameter joins several matrices, Muon updates each of them by itself. It computes what
+    torch.optim.Muon does, but that takes one matrix at a time, with 34 kernels for each. On a CPU
+    the results are the same bits, if matrices have more than 16 rows and columns.
 
     Jordan et al. 2024, Muon: An optimizer for hidden layers in neural networks,
     kellerjordan.github.io/posts/muon"""
@@ -115,24 +221,21 @@ class MuonAdamW(torch.optim.Optimizer):
         if not matrices:
             raise UserError("optimizer='muon' trains the matrices of the blocks, and all of them "
                             'are frozen: use optimizer=adamw')
+        rows = piece_rows(gpt)
+        self.rows = {matrix: rows.get(matrix, [len(matrix)]) for matrix in matrices}
 
-        # Cut each parameter into its matrices, as views: {parameter: [piece, …]}.
-        rows = stacked_rows(gpt)
-        self.pieces = {}
-        for matrix in matrices:
-            views = matrix.detach().split(rows.get(matrix, [len(matrix)]))
-            self.pieces[matrix] = [torch.nn.Parameter(view) for view in views]
-        all_pieces = [piece for pieces in self.pieces.values() for piece in pieces]
-
-        # Muon's own optimizer knows the pieces; the state dict has the whole matrices.
-        weight_decay = adamw.param_groups[0]['weight_decay']
-        self.muon = torch.optim.Muon(all_pieces, learning_rate, weight_decay, momentum)
-        muon_group = {**self.muon.param_groups[0], 'params': matrices}
+        muon_group = {
+            'params': matrices,
+            'lr': learning_rate,
+            'momentum': momentum,
+            'weight_decay': adamw.param_groups[0]['weight_decay'],
+        }
         for group in adamw.param_groups:
-            group['params'] = [p for p in group['params'] if p not in self.pieces]
+            group['params'] = [p for p in group['params'] if p not in self.rows]
         self.adamw = adamw
         super().__init__([*adamw.param_groups, muon_group], {})
         self._share_with_adamw()
+        self.found_inf = None  # set it to 1 before step(), and nothing changes; see can_skip()
 
     def _share_with_adamw(self):
         """Makes AdamW use the groups and the state of this optimizer, which are the saved ones."""
@@ -143,25 +246,32 @@ class MuonAdamW(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         self._share_with_adamw()  # the groups and the state are new objects
 
+    @torch.no_grad()
     def step(self):
+        self.adamw.found_inf = self.found_inf
         self.adamw.step()
-        # train.py sets the rates of this optimizer's groups, and Muon has a group of its own.
-        self.muon.param_groups[0]['lr'] = self.param_groups[2]['lr']
-        for matrix in self.pieces:
-            if matrix.grad is not None:  # it is not frozen
-                self._prepare_pieces(matrix)
-        self.muon.step()
-        for piece in self.muon.param_groups[0]['params']:
-            piece.grad = None  # or the gradient's memory would outlast zero_grad()
 
-    def _prepare_pieces(self, matrix):
-        """Gives the pieces of a matrix views of its gradient and of its momentum."""
-        if matrix not in self.state:
-            self.state[matrix]['momentum_buffer'] = torch.zeros_like(matrix)
-        pieces = self.pieces[matrix]
-        rows = [len(piece) for piece in pieces]
-        gradients = matrix.grad.split(rows)
-        momenta = self.state[matrix]['momentum_buffer'].split(rows)
-        for piece, gradient, momentum in zip(pieces, gradients, momenta, strict=True):
-            piece.grad = gradient
-            self.muon.state[piece]['momentum_buffer'] = momentum
+        group = self.param_groups[2]
+        if self.found_inf is None:
+            skip = torch.zeros((), dtype=torch.bool, device=group['params'][0].device)
+        else:
+            skip = self.found_inf > 0
+        for stack in stacks_of(self._pieces()):
+            nesterov = average_gradients(stack, group['momentum'], skip)
+            directions = orthogonalized(nesterov)
+            move_weights(stack, directions, group['lr'], group['weight_decay'], skip)
+
+    def _pieces(self):
+        """Cuts the matrices that have gradients, and so are not frozen, into a list of pieces."""
+        pieces = []
+        for matrix, rows in self.rows.items():
+            if matrix.grad is None:
+                continue
+            if matrix not in self.state:
+                self.state[matrix]['momentum_buffer'] = torch.zeros_like(matrix)
+            weights = matrix.split(rows)
+            gradients = matrix.grad.split(rows)
+            momenta = self.state[matrix]['momentum_buffer'].split(rows)
+            for views in zip(weights, gradients, momenta, strict=True):
+                pieces.append(Piece(*views))
+        return pieces

@@ -1,17 +1,19 @@
 """Numbers that are not finite never reach the weights or a checkpoint: all ranks stop, or skip the
 step, together, and metrics.jsonl says what happened."""
+import copy
 import math
 import signal
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, refused, run_here, succeeded
+from conftest import TINY, refused, run_here, succeeded, tiny_gpt
 from runs import (TWO_RANKS, assert_same_curve, losses, metrics, poisoned, resumable_step, state,
                   train)
 
 from plaingpt.system.signals import RESUMABLE
 from plaingpt.training.guard import Guard, StepReport
+from plaingpt.training.optimizers import make_optimizer
 from plaingpt.training.processes import Process
 
 
@@ -79,6 +81,56 @@ def test_steps_that_overflow_in_float16_are_skipped_and_counted():
     assert guard.read().skipped == 0
     assert guard.scaler.get_scale() == 2.0 ** 14
     assert guard.optimizer.state[weight]['step'] == 2
+
+
+def guarded_gpt(kind, device_type):
+    """(gpt, Guard) of a tiny model with the optimizer that it would have on a device."""
+    gpt = tiny_gpt()
+    run = dict(optimizer=kind, muon_momentum=0.95, learning_rate=1e-2, muon_learning_rate=0.03,
+               min_lr=1e-3, decay_lr=True, weight_decay=0.1, beta1=0.9, beta2=0.95)
+    optimizer = make_optimizer(gpt, run, device_type)
+    scaler = torch.amp.GradScaler('cpu', enabled=False)
+    return gpt, Guard(Process(torch.device('cpu')), optimizer, scaler)
+
+
+def fill_gradients(gpt, value):
+    for parameter in gpt.parameters():
+        parameter.grad = torch.full_like(parameter, value)
+
+
+@pytest.mark.parametrize('kind', ['adamw', 'muon'])
+def test_a_bad_step_is_skipped_without_reading_from_the_device(monkeypatch, kind):
+    gpt, guard = guarded_gpt(kind, 'cpu')
+    weights = copy.deepcopy(gpt.state_dict())
+    fill_gradients(gpt, math.nan)
+
+    def refuse(tensor):
+        raise AssertionError('the host waits for the device')
+
+    with monkeypatch.context() as patch:
+        for name in '__bool__', '__float__', '__int__', 'item', 'tolist':
+            patch.setattr(torch.Tensor, name, refuse)
+        take_step(guard, 1, grad_norm=math.nan)
+    for name, weight in gpt.state_dict().items():
+        assert torch.equal(weight, weights[name])
+    assert guard.read().halted.step == 1
+
+
+@pytest.mark.parametrize('kind', ['adamw', 'muon'])
+def test_an_optimizer_that_is_not_fused_takes_no_bad_step(kind):
+    gpt, guard = guarded_gpt(kind, 'a device of no kind')
+    assert guard.must_wait
+    start = copy.deepcopy(gpt.state_dict())
+    fill_gradients(gpt, 1.0)
+    take_step(guard, 1)
+    moved = copy.deepcopy(gpt.state_dict())
+    for name, weight in moved.items():
+        assert not torch.equal(weight, start[name])
+
+    fill_gradients(gpt, math.nan)
+    take_step(guard, 2, grad_norm=math.nan)
+    for name, weight in gpt.state_dict().items():
+        assert torch.equal(weight, moved[name])
 
 
 # ---- when a run waits for the device ----

@@ -1,5 +1,6 @@
-"""AdamW and Muon: their groups, their updates, their state, and runs with Muon."""
+"""AdamW and Muon: their groups, their updates, skipped steps, their state, and runs with Muon."""
 import copy
+import math
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ from runs import (TWO_RANKS, assert_same_curve, equal_states, metrics, poisoned,
                   state, train)
 
 from plaingpt.system.messages import UserError
-from plaingpt.training.optimizers import MuonAdamW, expected_state, make_optimizer, muon_matrices
+from plaingpt.training import optimizers
+from plaingpt.training.optimizers import (MuonAdamW, Piece, can_skip, expected_state,
+                                          make_optimizer, muon_matrices, orthogonalized, stacks_of)
 
 RUN = dict(optimizer='muon', muon_momentum=0.95, learning_rate=1e-2, muon_learning_rate=0.03,
            min_lr=1e-3, decay_lr=True, weight_decay=0.1, beta1=0.9, beta2=0.95)
@@ -86,55 +89,184 @@ def test_muon_is_refused_where_all_its_matrices_are_frozen():
         make_optimizer(gpt, RUN, 'cpu')
 
 
-def test_muon_updates_the_matrices_of_the_blocks_and_adamw_the_rest_as_torch_does():
-    shape = dict(n_kv_head=1, mlp='swiglu')
-    ours = tiny_gpt(**shape)
-    theirs = tiny_gpt(**shape)
-    optimizer = make_optimizer(ours, RUN, 'cpu')
+# Products of matrices of at most 16^3 multiplications are computed by torch itself, and larger ones
+# by oneDNN where it has bfloat16. A stack counts as one product, so the bits of 16 x 16 matrices
+# can differ between torch.optim.Muon and ours. The matrices of this shape are larger.
+LARGER = dict(n_embd=64, n_head=2)
 
-    # The same with torch's optimizers: each matrix that is stacked in a parameter is a parameter.
-    rows_of = {'attn.c_attn': [16, 8, 8], 'attn.c_proj': [16], 'mlp.c_fc': [64, 64],
-               'mlp.c_proj': [16]}
-    parameters = dict(theirs.named_parameters())
+
+def torch_optimizers(gpt, rows_of):
+    """(torch.optim.Muon, AdamW, pieces) for gpt, with the settings of RUN.
+
+    rows_of: {name: rows of the matrices in it}, for the parameters of Muon. pieces: {name: copies
+    of these matrices}, which Muon trains, because it takes only whole parameters."""
+    parameters = dict(gpt.named_parameters())
     pieces_of = {}
-    for block in 0, 1:
-        for layer, rows in rows_of.items():
-            name = f'transformer.h.{block}.{layer}.weight'
-            pieces = parameters[name].detach().split(rows)
-            pieces_of[name] = [torch.nn.Parameter(piece.clone()) for piece in pieces]
+    for name, rows in rows_of.items():
+        pieces = parameters[name].detach().split(rows)
+        pieces_of[name] = [torch.nn.Parameter(piece.clone()) for piece in pieces]
     all_pieces = [piece for pieces in pieces_of.values() for piece in pieces]
-    muon = torch.optim.Muon(all_pieces, lr=0.03, weight_decay=0.1)
-    others = [parameter for name, parameter in parameters.items() if name not in pieces_of]
-    adamw = torch.optim.AdamW([
-        {'params': [parameter for parameter in others if parameter.dim() == 2],
-         'weight_decay': 0.1},
-        {'params': [parameter for parameter in others if parameter.dim() == 1],
-         'weight_decay': 0.0},
-    ], lr=1e-2, betas=(0.9, 0.95), fused=True)
+    muon = torch.optim.Muon(all_pieces, lr=0.03, weight_decay=0.1, momentum=0.95)
 
-    for step in range(3):
+    others = [parameter for name, parameter in parameters.items() if name not in pieces_of]
+    matrices = [parameter for parameter in others if parameter.dim() == 2]
+    vectors = [parameter for parameter in others if parameter.dim() == 1]
+    adamw = torch.optim.AdamW([{'params': matrices, 'weight_decay': 0.1},
+                               {'params': vectors, 'weight_decay': 0.0}],
+                              lr=1e-2, betas=(0.9, 0.95), fused=True)
+    return muon, adamw, pieces_of
+
+
+@pytest.mark.parametrize('stack_size', [2 ** 25, 10_000, 1])
+@pytest.mark.parametrize('changes, fc_rows', [
+    ({}, [256]),
+    (dict(n_kv_head=1, mlp='swiglu'), [192, 192]),
+], ids=['gpt2', 'modern'])
+def test_muon_updates_the_matrices_of_the_blocks_and_adamw_the_rest_as_torch_does(
+        monkeypatch, stack_size, changes, fc_rows):
+    monkeypatch.setattr(optimizers, 'STACK_SIZE', stack_size)
+    ours = tiny_gpt(**LARGER, **changes)
+    theirs = tiny_gpt(**LARGER, **changes)
+    optimizer = make_optimizer(ours, RUN, 'cpu')
+    kv_rows = 32 if 'n_kv_head' in changes else 64
+    layers = {'attn.c_attn': [64, kv_rows, kv_rows], 'attn.c_proj': [64],
+              'mlp.c_fc': fc_rows, 'mlp.c_proj': [64]}
+    rows_of = {f'transformer.h.{block}.{layer}.weight': rows
+               for block in (0, 1) for layer, rows in layers.items()}
+    muon, adamw, pieces_of = torch_optimizers(theirs, rows_of)
+
+    parameters = dict(theirs.named_parameters())
+    for step in range(4):
         backward(ours, step)
         optimizer.step()
         backward(theirs, step)
         for name, pieces in pieces_of.items():
-            gradients = parameters[name].grad.split([len(piece) for piece in pieces])
+            gradients = parameters[name].grad.split(rows_of[name])
             for piece, gradient in zip(pieces, gradients, strict=True):
                 piece.grad = gradient.clone()
         adamw.step()
         muon.step()
         for name, pieces in pieces_of.items():
             parameters[name].data.copy_(torch.cat(pieces))
+
     for name, parameter in ours.named_parameters():
         assert torch.equal(parameter, parameters[name]), name
+        moments = optimizer.state[parameter]
+        if name in pieces_of:
+            momenta = [muon.state[piece]['momentum_buffer'] for piece in pieces_of[name]]
+            assert torch.equal(moments['momentum_buffer'], torch.cat(momenta)), name
+        else:
+            for moment, values in adamw.state[parameters[name]].items():
+                assert torch.equal(moments[moment], values), (name, moment)
 
 
-def test_the_gradients_of_a_step_by_muon_are_freed_with_those_of_the_model():
+@pytest.mark.parametrize('shape', [(3, 24, 40), (3, 40, 24), (1, 32, 32), (2, 1, 40)])
+def test_orthogonalized_matrices_have_singular_values_of_about_1(shape):
+    stack = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    result = orthogonalized(stack).float()
+    assert result.shape == stack.shape
+    singular_values = torch.linalg.svdvals(result)
+    assert singular_values.min() > 0.5
+    assert singular_values.max() < 1.3
+    # They still point in the directions of the stack.
+    left, _, right = torch.linalg.svd(stack, full_matrices=False)
+    assert torch.linalg.matrix_norm(result - left @ right, 2).max() < 0.5
+
+
+def test_a_matrix_of_zeros_stays_so():
+    assert not orthogonalized(torch.zeros(2, 24, 40)).any()
+
+
+def test_stacks_have_one_shape_and_a_bounded_size(monkeypatch):
+    monkeypatch.setattr(optimizers, 'STACK_SIZE', 100)
+    pieces = []
+    for number, shape in enumerate([(5, 8), (8, 5), (5, 8), (20, 10), (5, 8), (20, 10)]):
+        pieces.append(Piece(torch.full(shape, float(number)), None, None))
+    numbers = [[piece.weight[0, 0].item() for piece in stack] for stack in stacks_of(pieces)]
+    # Two of 40 numbers fit in a stack, and one of 200 has a stack of its own.
+    assert numbers == [[0, 2], [4], [1], [3], [5]]
+
+
+def test_temporary_memory_is_that_of_the_largest_stack(monkeypatch):
+    gpt = tiny_gpt()  # with 8 matrices of 16 x 16, 2 of 64 x 16 and 2 of 16 x 64
+    assert optimizers.temporary_memory(gpt) == 14 * 2 * 64 * 16
+    monkeypatch.setattr(optimizers, 'STACK_SIZE', 3 * 16 * 16)
+    assert optimizers.temporary_memory(gpt) == 14 * 64 * 16
+
+
+def test_a_frozen_matrix_takes_no_part_and_gets_no_state():
     gpt = tiny_gpt()
     optimizer = make_optimizer(gpt, RUN, 'cpu')
+    frozen = gpt.get_parameter('transformer.h.0.mlp.c_fc.weight')
+    before = frozen.detach().clone()
+    frozen.requires_grad_(False)
     backward(gpt)
     optimizer.step()
-    optimizer.zero_grad()
-    assert all(piece.grad is None for piece in optimizer.muon.param_groups[0]['params'])
+    assert torch.equal(frozen, before)
+    assert frozen not in optimizer.state
+    assert len(optimizer.state) == len(list(gpt.parameters())) - 1
+
+
+# ---- skipped steps ----
+
+def snapshot(gpt, optimizer):
+    """Copies of weights and moments, for equal_states()."""
+    return copy.deepcopy({'model': gpt.state_dict(), 'optimizer': optimizer.state_dict()})
+
+
+@pytest.mark.parametrize('kind', ['adamw', 'muon'])
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+def test_a_skipped_step_changes_nothing(kind, value):
+    gpt = tiny_gpt(**MODERN)
+    optimizer = make_optimizer(gpt, RUN | {'optimizer': kind}, 'cpu')
+    backward(gpt)
+    optimizer.step()
+    before = snapshot(gpt, optimizer)
+    for parameter in gpt.parameters():
+        parameter.grad.fill_(value)
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    assert equal_states(snapshot(gpt, optimizer), before)
+
+    # The next step is the one that would have followed the first.
+    twin = tiny_gpt(**MODERN)
+    undisturbed = make_optimizer(twin, RUN | {'optimizer': kind}, 'cpu')
+    optimizer.found_inf = torch.zeros(())
+    backward(twin)
+    undisturbed.step()
+    backward(gpt, 2)
+    optimizer.step()
+    backward(twin, 2)
+    undisturbed.step()
+    assert equal_states(snapshot(gpt, optimizer), snapshot(twin, undisturbed))
+
+
+def test_a_first_step_that_is_skipped_leaves_momenta_of_0():
+    gpt = tiny_gpt()
+    optimizer = make_optimizer(gpt, RUN, 'cpu')
+    weights = copy.deepcopy(gpt.state_dict())
+    for parameter in gpt.parameters():
+        parameter.grad = torch.full_like(parameter, math.nan)
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    for name, weight in gpt.state_dict().items():
+        assert torch.equal(weight, weights[name])
+    for moments in optimizer.state.values():
+        assert not any(tensor.any() for tensor in moments.values())
+
+
+@pytest.mark.parametrize('kind', ['adamw', 'muon'])
+def test_all_but_metal_can_skip_a_step_by_themselves(kind):
+    optimizer = make_optimizer(tiny_gpt(), RUN | {'optimizer': kind}, 'cpu')
+    assert can_skip(optimizer, 'cpu')
+    assert can_skip(optimizer, 'cuda')
+    assert not can_skip(optimizer, 'mps')
+
+
+@pytest.mark.parametrize('kind', ['adamw', 'muon'])
+def test_an_optimizer_that_is_not_fused_cannot_skip_a_step_by_itself(kind):
+    optimizer = make_optimizer(tiny_gpt(), RUN | {'optimizer': kind}, 'a device of no kind')
+    assert not can_skip(optimizer, 'cpu')
 
 
 # ---- state ----
