@@ -13,7 +13,6 @@ before anything in it is believed.
 import contextlib
 import errno
 import functools
-import importlib.metadata
 import math
 import os
 import re
@@ -21,6 +20,7 @@ import shutil
 import subprocess
 import zipfile
 
+import numpy as np
 import torch
 
 from plaingpt.system.files import durable_file, remove, sync, temporary_path
@@ -132,7 +132,8 @@ def _provenance():
         revision = git.stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):
         revision = None  # git is missing, or hangs on a network disk
-    versions = {name: importlib.metadata.version(name) for name in ('torch', 'numpy')}
+    # torch's own word names the build too, as in 2.13.0+cu130.
+    versions = {'torch': str(torch.__version__), 'numpy': np.__version__}
     return {'versions': versions, 'git_revision': revision}
 
 
