@@ -28,7 +28,8 @@ from plaingpt.inference.engine import stream
 from plaingpt.planning.hardware import Hardware
 from plaingpt.planning.plan import Plan, print_summary
 from plaingpt.planning.run_size import RunSize
-from plaingpt.system.devices import (check_device, compile_or_warn, default_device, default_dtype,
+from plaingpt.system.compiling import compile_or_warn
+from plaingpt.system.devices import (check_device, default_device, default_dtype,
                                      hardware_name, peak_memory, place, precision, set_up_math,
                                      synchronize)
 from plaingpt.system.messages import UserError, explained

@@ -187,10 +187,12 @@ def rotate(x, angles):
     return turned.to(x.dtype)
 
 
-def visibility_mask(positions, visible):
-    """Whether queries at these positions see the first `visible` ones: (1 or B, 1, T, visible)."""
-    distances = positions[..., None] - torch.arange(visible, device=positions.device)
-    return distances[:, None] >= 0
+def causal_mask(positions, visible):
+    """What is added to the scores of the first `visible` positions, (1 or B, 1, T, visible).
+
+    0 for those that queries at these positions see, -inf for later ones."""
+    is_later = torch.arange(visible, device=positions.device) > positions[..., None]
+    return torch.where(is_later[:, None], -math.inf, 0.0)
 
 
 def alibi_bias(config, positions, visible):
@@ -207,10 +209,34 @@ def alibi_bias(config, positions, visible):
 
 # ---- blocks ----
 
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm [5], (…, C) to (…, C), in the precision of its input."""
+
+    def forward(self, x):
+        # torch's fast kernel wants both in one precision, and autocast leaves them as they are.
+        weight = self.weight.to(x.dtype)
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
 def make_norm(config):
     if config.norm == 'rmsnorm':
-        return nn.RMSNorm(config.n_embd, eps=NORM_EPS)
+        return RMSNorm(config.n_embd, eps=NORM_EPS)
     return nn.LayerNorm(config.n_embd, eps=NORM_EPS, bias=config.bias)
+
+
+def decoding_attention(q, k, v, mask):
+    """Attention of one new position a row, (B, nh, 1, hs), to k and v, (B, nkv, positions, hs).
+
+    mask: (B, 1 or nh, 1, positions), -inf where a row has nothing to see; None: all is seen."""
+    B, nh, _, hs = q.shape
+    nkv = k.size(1)
+    # The queries that share a head of keys stand side by side, like several positions of one head:
+    # then every kernel serves, whether heads are grouped or not.
+    q = q.to(k.dtype).reshape(B, nkv, nh // nkv, hs)
+    if mask is not None and mask.size(1) == nh:
+        mask = mask.reshape(B, nkv, nh // nkv, -1)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return y.reshape(B, nh, 1, hs)
 
 
 class CausalSelfAttention(nn.Module):
@@ -261,12 +287,11 @@ class CausalSelfAttention(nn.Module):
         q = q.transpose(1, 2)  # (B, nh, T, hs)
         k = k.transpose(1, 2)  # (B, nkv, positions, hs)
         v = v.transpose(1, 2)  # (B, nkv, positions, hs)
-        if mask is not None and mask.is_floating_point():
+        if mask is not None:
             mask = mask.to(k.dtype)
         if decoding:
-            q = q.to(k.dtype)  # the cache may be more precise
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
-            y = y.to(x.dtype)
+            y = decoding_attention(q, k, v, mask)
+            y = y.to(x.dtype)  # the cache may be more precise
         else:
             p = self.dropout if self.training else 0.0
             y = self.kernels.causal_attention(q, k, v, p, mask, grouped)  # (B, nh, T, hs)
@@ -326,6 +351,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.checkpointing = False  # True: keep only each block's input, and recompute the rest
+        self.residual_dtype = None  # torch.bfloat16 keeps the residual stream in it; None: as it is
         self.kernels = Kernels()
         wpe = None  # other kinds of positions have no table
         if config.position == 'learned':
@@ -411,6 +437,8 @@ class GPT(nn.Module):
         if self.transformer.wpe is not None:
             x = x + self.transformer.wpe(positions)
         x = self.embedding_dropout(x)
+        if self.residual_dtype is not None:
+            x = x.to(self.residual_dtype)
 
         # What all blocks share: rope's angles, and what each position sees where that is not plain
         # causality.
@@ -423,8 +451,10 @@ class GPT(nn.Module):
             angles = rope_angles(self.config, positions)
         if self.config.position == 'alibi':
             mask = alibi_bias(self.config, positions, visible)
-        elif decoding:
-            mask = visibility_mask(positions, visible)
+        elif decoding and caches[0].hides_some:
+            mask = causal_mask(positions, visible)
+        if decoding and mask is not None:
+            mask = mask.to(caches[0].keys.dtype)  # once for all blocks
 
         # Through the blocks; with checkpointing, what happens inside is computed again later.
         for i, block in enumerate(self.transformer.h):

@@ -25,7 +25,9 @@ from configurator import configure
 from plaingpt.formats.hugging_face import CannotLoad
 from plaingpt.formats.peft_adapter import load_adapter
 from plaingpt.inference.engine import InvalidArguments, stream
-from plaingpt.system.devices import (check_device, compile_or_warn, default_device, default_dtype,
+from plaingpt.inference.window import cache_room
+from plaingpt.system.compiling import compile_or_warn
+from plaingpt.system.devices import (check_device, default_device, default_dtype,
                                      hardware_name, place, room_for_batch, set_up_math)
 from plaingpt.system.files import replacing
 from plaingpt.system.messages import UserError, complaints, explained, warn
@@ -235,7 +237,8 @@ def batches():
     # the prompt is read; for each token of the vocabulary, about five numbers while one is chosen.
     cache_bytes = 8 * shape.n_layer * shape.n_kv_head * shape.head_size
     activation_bytes = 40 * shape.n_embd
-    row_bytes = longest * (cache_bytes + activation_bytes) + 20 * shape.vocab_size
+    positions = cache_room(longest, longest, torch_device)
+    row_bytes = positions * cache_bytes + longest * activation_bytes + 20 * shape.vocab_size
     rows = max(1, min(256, room_for_batch(torch_device) // row_bytes))
     together = max(1, rows // num_samples)  # prompts
     for first in range(0, len(encoded), together):

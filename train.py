@@ -6,6 +6,7 @@ Trains a GPT, on one device or, started by torchrun, on many:
     torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
 """
 import contextlib
+import functools
 import math
 import os
 import statistics
@@ -21,8 +22,9 @@ import plot
 from configurator import configure, overrule
 from plaingpt.formats.peft_adapter import save_adapter
 from plaingpt.planning import plan as planning
-from plaingpt.system.devices import (compile_or_warn, default_device, hardware_name, place,
-                                     precision, set_up_math)
+from plaingpt.system import compiling
+from plaingpt.system.devices import (default_device, hardware_name, place, precision,
+                                     residual_dtype, seed_generator, set_up_math)
 from plaingpt.system.messages import UserError, explained, print0, warn
 from plaingpt.system.seeds import mixed_seed
 from plaingpt.system.signals import RESUMABLE, StopSignal
@@ -106,6 +108,8 @@ backend = 'nccl'                    # {'nccl' | 'gloo' | 'mpi'} between CUDA ran
 device = default_device()           # cuda, cuda:1, mps or cpu; default: the best one here
 dtype = 'auto'                      # {'auto' | 'float32' | 'bfloat16' | 'float16'}
 compile: bool | None = None         # torch.compile; None: on CUDA only
+compile_mode = 'auto'               # that of torch.compile; auto: CUDA graphs for small models
+bf16_residual = False               # True: the residual stream is bfloat16 too; less memory
 activation_checkpointing = False    # True: less memory for activations, about a third more time
 # Plan
 plan = False                        # True: print the run's memory, FLOPs and time, and stop
@@ -118,6 +122,7 @@ def problems():
     """Yields what is wrong between keys, beyond the rules in their comments."""
     yield from starting_weights.problems(globals())
     yield from optimizers.problems(globals())
+    yield from compiling.problems(globals())
     yield from planning.problems(globals())
     yield from run_folder.problems(globals())
 
@@ -159,7 +164,8 @@ process.wait()
 if not process.agree(resuming.fingerprint(saved)):
     raise UserError(f'the processes find different states in {out_dir}, which must be on a disk '
                     'that all share')
-meta, train_data, val_data = open_data_set(data_dir, block_size, may_be_missing=plan)
+with process.together():  # the data may be missing on one of several machines
+    meta, train_data, val_data = open_data_set(data_dir, block_size, may_be_missing=plan)
 
 # ---- model ----
 hardware = planning.Hardware.here(torch_device, process.world_size)  # while its memory is empty
@@ -175,10 +181,11 @@ if plan:
     planning.print_plan(gpt, config, data_tokens, saved.get('iter_num', 0))
     leave(0)
 place(gpt, torch_device)
+precision_name, autocast, scaler = precision(torch_device, dtype, gpt.config.n_embd)
 gpt.checkpointing = activation_checkpointing
+gpt.residual_dtype = residual_dtype(bf16_residual, precision_name)
 
 # ---- optimizer ----
-precision_name, autocast, scaler = precision(torch_device, dtype, gpt.config.n_embd)
 weight_optimizer = optimizers.make_optimizer(gpt, config, torch_device.type)
 freezing.freeze(gpt, saved.get('iter_num', 0), config)
 if is_resumed and not eval_only:
@@ -247,14 +254,12 @@ tokens_per_step = gradient_accumulation_steps * batch_size * block_size
 
 def seed_dropout(step, unit):
     """Makes dropout a function of seed, step and batch, so no generator's state has to be saved."""
+    number = unit.micro_batch * unit.parts + unit.part
     if torch_device.type == 'cpu' and not compiled:
         # Row by row: ranks that share the rows of a micro-batch draw what one rank would draw.
         gpt.kernels.set_rows(unit.part, unit.parts)
-        # torch.manual_seed does the same, but notes its caller for CUDA: 0.1 to 0.5 ms of a step.
-        torch.default_generator.manual_seed(mixed_seed(seed, step, unit.micro_batch))
-    else:
-        number = unit.micro_batch * unit.parts + unit.part
-        torch.manual_seed(mixed_seed(seed, step, number))
+        number = unit.micro_batch
+    seed_generator(torch_device, mixed_seed(seed, step, number))
 
 
 def backward(step, unit):
@@ -265,6 +270,9 @@ def backward(step, unit):
     # DDP averages the gradients of the ranks once a step, in the backward pass of the last unit.
     averages_now = model is gpt or unit == units[-1]
     with contextlib.nullcontext() if averages_now else model.no_sync():
+        if has_graphs:
+            # From here on the graphs may overwrite what they have returned before.
+            torch.compiler.cudagraph_mark_step_begin()
         with autocast():
             _, loss = model(x, y, with_logits=False)
             loss = loss / len(units)
@@ -284,7 +292,7 @@ def train_step(step, rate):
     will_be_logged = (step + 1) % log_interval == 0 or step == 0
     with health.watch(is_main and will_be_logged):
         guard.step(step + 1, loss, grad_norm)
-    weight_optimizer.zero_grad(set_to_none=True)
+    weight_optimizer.zero_grad(set_to_none=not has_graphs)
 
 
 # ---- evaluation ----
@@ -293,6 +301,8 @@ def loss_of(split, number):
     """Loss on evaluation batch `number` of a split."""
     data = train_data if split == 'train' else val_data
     x, y = data.batch(seed, f'eval-{split}', 0, number, batch_size, block_size, torch_device)
+    if has_graphs:
+        torch.compiler.cudagraph_mark_step_begin()
     with autocast():
         _, loss = gpt(x, y, with_logits=False)
     return loss
@@ -324,19 +334,23 @@ def evaluate():
 # ---- distributed, compiled ----
 model = gpt if eval_only else process.averaging(gpt)
 compiled = torch_device.type == 'cuda' if compile is None else compile
+chosen_mode = compiling.choose_mode(gpt, torch_device, compile_mode, process.world_size)
+has_graphs = compiled and compiling.uses_cuda_graphs(chosen_mode, torch_device)
 if compiled:
     # The trial runs through DDP, because torch.compile splits the backward pass for it.
     model.train(not eval_only)
+    trial = functools.partial(backward, 0, units[-1])
     if eval_only:
-        compiled = compile_or_warn(gpt, lambda: loss_of('val', 0))
-    else:
-        compiled = compile_or_warn(gpt, lambda: backward(0, units[-1]))
-    gpt.zero_grad(set_to_none=True)
+        trial = functools.partial(loss_of, 'val', 0)
+    elif has_graphs:
+        compiling.keep_gradients(gpt)
+    compiled = compiling.compile_or_warn(gpt, trial, mode=chosen_mode)
+    gpt.zero_grad(set_to_none=not has_graphs)
 
 # ---- summary ----
 if not eval_only:
     run_plan = planning.Plan.of_run(gpt, config, hardware, precision_name, len(train_data),
-                                    state.step)
+                                    state.step, compiled)
     machine = f'{process.world_size} x {hardware_name(torch_device)}'
     mode = 'compiled' if compiled else 'eager'
     planning.print_summary({
@@ -469,6 +483,11 @@ while True:
     step_start = time.perf_counter()
     if unfreeze and state.step in unfreeze and freezing.freeze(gpt, state.step, config):
         model = process.averaging(gpt)
+        if compiled:
+            # torch 2.11 would keep the code that trains only what was trained before.
+            torch.compiler.reset()
+        if has_graphs:
+            compiling.keep_gradients(gpt)
     train_step(state.step, scheduled_rate(state.step, config))
     state.step += 1
     state.tokens += tokens_per_step

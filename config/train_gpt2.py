@@ -6,7 +6,9 @@ wandb_log = True
 wandb_project = 'owt'
 wandb_run_name = 'gpt2-124M'
 
-# 12 sequences x 1024 tokens x 40 micro-batches = 491,520 tokens a step, on any number of GPUs.
+# 12 sequences x 1024 tokens x 40 micro-batches = 491,520 tokens a step, on any number of GPUs. One
+# GPU of 80 GB takes the same step in fewer, larger pieces:
+#     python train.py config/train_gpt2.py --batch_size=60 --gradient_accumulation_steps=8
 batch_size = 12
 block_size = 1024
 gradient_accumulation_steps = 5 * 8

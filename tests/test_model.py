@@ -192,6 +192,37 @@ def test_a_loss_without_logits_is_the_loss_with_them(monkeypatch, at_once, rows,
     torch.testing.assert_close(loss_and_gradients(with_logits=True), expected)
 
 
+# ---- the residual stream in bfloat16 ----
+
+@pytest.mark.parametrize('norm', ['layernorm', 'rmsnorm'])
+@pytest.mark.parametrize('checkpointing', [False, True])
+def test_the_residual_stream_may_be_bfloat16(norm, checkpointing):
+    model = tiny_gpt(norm=norm, bias=False).train()
+    model.checkpointing = checkpointing
+    ids = tiny_ids(4, 16)
+    dtypes = []
+    for block in model.transformer.h:
+        block.register_forward_hook(
+            lambda block, inputs, y: dtypes.append((inputs[0].dtype, y.dtype)))
+
+    def loss():
+        dtypes.clear()
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            _, loss = model(ids, ids, with_logits=False)
+        return loss
+
+    expected = loss()
+    assert dtypes == [(torch.float32, torch.float32)] * 2
+    model.residual_dtype = torch.bfloat16
+    found = loss()
+    assert dtypes == [(torch.bfloat16, torch.bfloat16)] * 2
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=0.01)
+    found.backward()
+    for parameter in model.parameters():
+        assert parameter.grad.isfinite().all()
+
+
 # ---- refusals ----
 
 @pytest.mark.parametrize('fields, sentence', [

@@ -34,6 +34,8 @@ def gpt2_directory(tmp_path):
     (dict(dropout=1), 'dropout=1.0: must be in [0, 1)'),
     (dict(batch_size=0), 'batch_size=0: must be >= 1'),
     (dict(dtype='float8'), "dtype='float8': must be one of 'auto', 'float32'"),
+    (dict(bf16_residual=True), 'bf16_residual=True needs dtype=bfloat16, and this run uses fl'),
+    (dict(compile_mode='fast'), "compile_mode='fast' must be one of auto, default,"),
 ])
 def test_a_run_with_wrong_settings_is_refused_and_writes_nothing(
         tmp_path, char_data, keys, sentence):

@@ -16,20 +16,23 @@ class KVCache:
     def __init__(self, config, rows, positions, dtype, device):
         """config: the model's GPTConfig; rows, positions: how many the cache has room for."""
         shape = (rows, positions, config.n_kv_head, config.head_size)
+        # Positions that are not written yet hold zeros: a mask hides them, but the attention
+        # weight 0 times a NaN would still be NaN.
         self.keys = []
         self.values = []
         for _ in range(config.n_layer):
             self.keys.append(torch.zeros(shape, dtype=dtype, device=device))
             self.values.append(torch.zeros(shape, dtype=dtype, device=device))
+        self.rows = torch.arange(rows, device=device)[:, None]  # (rows, 1)
 
     def prefill(self, rows, positions):
         """For each block a Prefill; rows and positions as there."""
         return [Prefill(keys, values, rows, positions)
                 for keys, values in zip(self.keys, self.values, strict=True)]
 
-    def decode(self, positions, visible):
-        """For each block a Decode; positions and visible as there."""
-        return [Decode(keys, values, positions, visible)
+    def decode(self, positions, visible, hides_some):
+        """For each block a Decode of all rows; the arguments as there."""
+        return [Decode(keys, values, self.rows, positions, visible, hides_some)
                 for keys, values in zip(self.keys, self.values, strict=True)]
 
 
@@ -56,17 +59,19 @@ class Prefill:
 class Decode:
     """One block's cache while every row reads one new token, which attends to all before it.
 
+    rows: int64 (rows, 1), the numbers of all rows.
     positions: int64 (rows, 1), where the token of each row stands.
-    visible: how many positions from the first on are returned; a mask hides those that a row does
-    not have yet."""
+    visible: how many positions from the first on are returned.
+    hides_some: whether a mask must hide some of these, which a row does not have yet."""
     decoding = True
 
-    def __init__(self, keys, values, positions, visible):
+    def __init__(self, keys, values, rows, positions, visible, hides_some):
         self.keys = keys
         self.values = values
-        self.rows = torch.arange(len(positions), device=positions.device)[:, None]  # (rows, 1)
+        self.rows = rows
         self.positions = positions
         self.visible = visible
+        self.hides_some = hides_some
 
     def update(self, k, v):
         """Stores k and v, (rows, 1, n_kv_head, hs); returns (rows, visible, n_kv_head, hs) each."""

@@ -1,8 +1,8 @@
 """
 Text generation: one new token for each row of a batch after another, with a key-value cache.
 
-window.py keeps the tokens of each row and computes their logits, cache.py the keys and values, and
-sampling.py chooses from the logits.
+window.py keeps the tokens of each row and computes their logits, cache.py the keys and values,
+sampling.py chooses from the logits, and graphs.py makes a GPU repeat all that at once.
 
 Shapes in comments: B prompts, T time (positions), V vocabulary, rows = B x num_samples.
 """
@@ -10,8 +10,8 @@ import math
 
 import torch
 
-from plaingpt.inference.sampling import (SamplingOptions, choose, draw_numbers,
-                                         penalize_repetition)
+from plaingpt.inference import graphs
+from plaingpt.inference.sampling import Sampler, SamplingOptions, draw_numbers
 from plaingpt.inference.window import Window
 
 
@@ -41,9 +41,9 @@ def stream(model, idx, max_new_tokens, temperature=1.0, top_k=None, *, top_p=Non
 
     InvalidArguments for an empty prompt or an argument out of range."""
     options = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty)
-    lengths = [idx.size(1)] * len(idx) if lengths is None else list(lengths)
+    tokens_of_prompts = [idx.size(1)] * len(idx) if lengths is None else list(lengths)
     problems = [
-        *_problems_of_prompts(idx, lengths, num_samples, seeds, max_new_tokens),
+        *_problems_of_prompts(idx, tokens_of_prompts, num_samples, seeds, max_new_tokens),
         *options.problems(),
         *_problems_of_window(model.config, context_size, stride),
     ]
@@ -56,40 +56,41 @@ def stream(model, idx, max_new_tokens, temperature=1.0, top_k=None, *, top_p=Non
 
     device = idx.device
     rows = len(idx) * num_samples
-    numbers = draw_numbers(rows, max_new_tokens, seeds).to(device)  # (rows, new)
-    stop_tokens = torch.tensor(list(stop_tokens), dtype=torch.int64, device=device)
-    has_ended = torch.zeros(rows, 1, dtype=torch.bool, device=device)
-    penalizes = repetition_penalty != 1
-    if penalizes:
-        seen = _tokens_of_prompts(idx, lengths, model.config.vocab_size)
-        seen = seen.repeat_interleave(num_samples, dim=0)[:, :vocab_size]  # (rows, V)
+    prompts = _moved_to_the_end(idx, tokens_of_prompts)
+    window = Window(model, prompts, tokens_of_prompts, num_samples, max_new_tokens, stride,
+                    context_size)
+    sampler = Sampler(
+        options,
+        draw_numbers(rows, max_new_tokens, seeds).to(device),
+        prompts.repeat_interleave(num_samples, dim=0),
+        torch.tensor(list(stop_tokens), dtype=torch.int64, device=device),
+        model.config.vocab_size if vocab_size is None else vocab_size)
 
-    window = Window(model, idx, lengths, max_new_tokens, num_samples, stride, context_size)
-    for step in range(max_new_tokens):
-        logits = window.logits()[:, :vocab_size].float()  # (rows, V)
-        if penalizes:
-            logits = penalize_repetition(logits, seen, repetition_penalty)
-        chosen = choose(logits, options, numbers[:, step:step + 1])  # (rows, 1)
-        if len(stop_tokens) > 0:
-            # A row that has ended repeats its stop token.
-            chosen = torch.where(has_ended, window.last_tokens(), chosen)
-        yield chosen
-        if len(stop_tokens) > 0:
-            has_ended = has_ended | torch.isin(chosen, stop_tokens)
-            if has_ended.all():
-                return
-        if penalizes:
-            seen.scatter_(1, chosen, True)
-        window.append(chosen)
+    def append_token(logits):
+        window.append(sampler.choose_next(logits, window.last_tokens()))
+
+    def decode(visible):
+        append_token(window.decode(visible))
+
+    has_graphs = graphs.are_used_on(device)
+    decoding_graphs = graphs.DecodingGraphs(decode, device)
+    for _ in range(max_new_tokens):
+        if window.must_read():
+            append_token(window.read())
+        elif has_graphs:
+            decoding_graphs.run(window.visible(), window.steps_at_this_length())
+        else:
+            decode(window.visible())
+        yield window.count_token()
+        if sampler.can_stop and sampler.has_ended.all():
+            return
 
 
-def _tokens_of_prompts(idx, lengths, vocab_size):
-    """Which ids each prompt contains, bool (B, V)."""
-    places = torch.arange(idx.size(1), device=idx.device)
-    is_padding = places >= torch.tensor(lengths, device=idx.device)[:, None]
-    tokens = torch.where(is_padding, idx[:, :1], idx)  # the first token instead of padding
-    seen = torch.zeros(len(idx), vocab_size, dtype=torch.bool, device=idx.device)
-    return seen.scatter_(1, tokens, True)
+def _moved_to_the_end(idx, lengths):
+    """idx (B, T) with each row's tokens in its last columns, and its first token before them."""
+    missing = idx.size(1) - torch.tensor(lengths, device=idx.device)[:, None]  # (B, 1)
+    columns = torch.arange(idx.size(1), device=idx.device) - missing  # (B, T)
+    return idx.gather(1, columns.clamp(min=0))
 
 
 def _problems_of_prompts(idx, lengths, num_samples, seeds, max_new_tokens):

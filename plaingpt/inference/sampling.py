@@ -69,6 +69,51 @@ def penalize_repetition(logits, seen, penalty):
     return torch.where(seen, penalized, logits)
 
 
+class Sampler:
+    """Chooses one token after another for each row of a batch.
+
+    What changes from token to token stays in place on the device, so that a CUDA graph can choose
+    too, and the host waits for none."""
+
+    def __init__(self, options, numbers, prompts, stop_tokens, vocab_size):
+        """options: SamplingOptions. numbers: of draw_numbers(), on the device.
+
+        prompts: int64 (rows, T), no other ids than those that a row has.
+        stop_tokens: ids, int64 (S,). A row that has chosen one repeats it from then on.
+        vocab_size: ids from this on are never chosen."""
+        rows = len(prompts)
+        device = prompts.device
+        self.options = options
+        self.numbers = numbers
+        self.step = torch.zeros(1, dtype=torch.int64, device=device)  # a column of numbers
+        self.stop_tokens = stop_tokens
+        self.can_stop = len(stop_tokens) > 0
+        self.has_ended = torch.zeros(rows, 1, dtype=torch.bool, device=device)
+        self.vocab_size = vocab_size
+        self.penalizes = options.repetition_penalty != 1
+        if self.penalizes:
+            # Which ids each row has; those that are never chosen share the last column.
+            seen = torch.zeros(rows, vocab_size + 1, dtype=torch.bool, device=device)
+            seen.scatter_(1, prompts.clamp(max=vocab_size), True)
+            self.seen = seen[:, :vocab_size]
+
+    def choose_next(self, logits, last_tokens):
+        """The next token of each row, int64 (rows, 1).
+
+        logits: (rows, V). last_tokens: int64 (rows, 1), the token before."""
+        logits = logits[:, :self.vocab_size].float()
+        if self.penalizes:
+            logits = penalize_repetition(logits, self.seen, self.options.repetition_penalty)
+        chosen = choose(logits, self.options, self.numbers.index_select(1, self.step))
+        self.step += 1
+        if self.can_stop:
+            chosen = torch.where(self.has_ended, last_tokens, chosen)
+            self.has_ended |= (chosen == self.stop_tokens).any(dim=1, keepdim=True)
+        if self.penalizes:
+            self.seen.scatter_(1, chosen, True)
+        return chosen
+
+
 def choose(logits, options, numbers):
     """One id for each row of logits (rows, V), int64 (rows, 1).
 

@@ -7,7 +7,10 @@ import contextlib
 import torch
 from torch.nn import functional as F
 
+from model import round_up
+from plaingpt.inference import graphs
 from plaingpt.inference.cache import KVCache
+from plaingpt.system.cuda_kernels import without_cudnn_attention
 
 
 class Window:
@@ -18,64 +21,111 @@ class Window:
     is full, its window moves on by `stride` tokens. Positions are counted from the window's
     beginning, so the remaining tokens must then be read again.
 
-    The sizes are known on the host too, so that only a step that moves a window waits for the
-    device."""
+    What decode() and append() read and write stays in place, so that a CUDA graph can repeat them.
+    The host counts along in count_token(), so that only a move of a window waits for the device."""
 
-    def __init__(self, model, idx, lengths, max_new_tokens, num_samples, stride, context_size):
-        """idx: int64 (B, T), prompts; lengths: tokens of each. The others as in engine.stream().
+    def __init__(self, model, prompts, lengths, num_samples, max_new_tokens, stride, context_size):
+        """prompts: int64 (B, T), which all end in the last column; lengths: tokens of each.
 
-        The rows are the samples of the first prompt, then those of the second, and so on."""
+        The others as in engine.stream(). The rows are the samples of the first prompt, then those
+        of the second, and so on."""
+        device = prompts.device
         self.model = model
         self.stride = stride
         self.num_samples = num_samples
         self.context_size = context_size
         self.has_started = False
 
-        row_lengths = []
+        # All tokens, with room for the new ones, (rows, T + new); how many columns are filled; and
+        # the number of the last one, int64 (1,).
+        self.tokens = F.pad(prompts, (0, max_new_tokens)).repeat_interleave(num_samples, dim=0)
+        self.filled = prompts.size(1)
+        self.last_column = torch.tensor([self.filled - 1], device=device)
+
+        # How many tokens each window has, and the position of the last one, int64 (rows, 1).
+        self.sizes = []
         for length in lengths:
-            row_lengths += [length] * num_samples
-        self.sizes = [min(length, context_size) for length in row_lengths]
-        # The place of each row's last token, (rows, 1): in its window, and among all its tokens.
-        self.last = torch.tensor(self.sizes, device=idx.device)[:, None] - 1
-        self.end = torch.tensor(row_lengths, device=idx.device)[:, None] - 1
-        # All tokens, with room for the new ones: (rows, T + new).
-        self.tokens = F.pad(idx, (0, max_new_tokens)).repeat_interleave(num_samples, dim=0)
+            self.sizes += [min(length, context_size)] * num_samples
+        self.positions = torch.tensor(self.sizes, device=device)[:, None] - 1
 
         # On a CPU one position attends 6 times as fast in float32 (12 heads, 400 positions: 45 us
         # instead of 264).
         dtype = model.lm_head.weight.dtype
-        if idx.device.type == 'cpu':
+        if device.type == 'cpu':
             dtype = torch.float32
-        positions = min(context_size, max(row_lengths) + max_new_tokens)
-        self.cache = KVCache(model.config, len(row_lengths), positions, dtype, idx.device)
+        self.rounds_lengths = graphs.are_used_on(device)
+        room = cache_room(self.filled + max_new_tokens, context_size, device)
+        # With one position more, decoding always sees a slice. torch.compile would compile again
+        # where it sees whole tensors, which it can't while a graph is recorded.
+        self.cache = KVCache(model.config, len(self.sizes), room + 1, dtype, device)
+
+    # ---- tokens ----
 
     def last_tokens(self):
         """The last token of each row, int64 (rows, 1)."""
-        return self.tokens.gather(1, self.end)
+        return self.tokens.index_select(1, self.last_column)
 
     def append(self, chosen):
         """Adds one token to each row; chosen: int64 (rows, 1)."""
-        self.last = self.last + 1
-        self.end = self.end + 1
-        self.sizes = [size + 1 for size in self.sizes]
-        self.tokens.scatter_(1, self.end, chosen)
+        self.last_column += 1
+        self.positions += 1
+        self.tokens.index_copy_(1, self.last_column, chosen)
 
-    def logits(self):
-        """Logits (rows, V) after the last token of each row."""
+    def count_token(self):
+        """Counts on the host what append() has added on the device; returns the new tokens.
+
+        They are int64 (rows, 1), and stay as they are."""
+        self.filled += 1
+        self.sizes = [size + 1 for size in self.sizes]
+        return self.tokens[:, self.filled - 1:self.filled]
+
+    # ---- logits ----
+
+    def must_read(self):
+        """Whether some row needs more than the pass of one position: at first, or when it is full.
+        """
+        return not self.has_started or max(self.sizes) > self.context_size
+
+    def read(self):
+        """Logits (rows, V) after the last token of each row, where must_read() is true."""
         if not self.has_started:
             self.has_started = True
-            return self._prefill_prompts()
+            return self._read_prompts()
         full = [row for row, size in enumerate(self.sizes) if size > self.context_size]
-        if not full:
-            return self._decode()
         if len(full) == len(self.sizes):
             return self._move(full)
-        # The rows that are not full need one position, the full ones all of theirs.
-        logits = self._decode()
+        # The rows that are not full need one position. The full ones take part, though they have
+        # no room for another; their logits are replaced.
+        self.positions.clamp_(max=self.context_size - 1)
+        logits = self.decode(self.visible())
         logits[full] = self._move(full)
         return logits
 
-    def _prefill_prompts(self):
+    def visible(self):
+        """How many positions the next decode() must see."""
+        longest = min(max(self.sizes), self.context_size)
+        if self.rounds_lengths:
+            return round_up(longest, graphs.LENGTH_MULTIPLE)
+        return longest
+
+    def steps_at_this_length(self):
+        """How many decode() in a row can see as many positions as the next one."""
+        until_longer = min(self.visible(), self.context_size) - max(self.sizes) + 1
+        until_the_end = self.tokens.size(1) - self.filled
+        return min(until_longer, until_the_end)
+
+    def decode(self, visible):
+        """Logits (rows, V) after the pass of one more position of each row; visible: visible()."""
+        sizes_differ = min(self.sizes) < max(self.sizes)
+        hides_some = self.rounds_lengths or sizes_differ
+        caches = self.cache.decode(self.positions, visible, hides_some)
+        device = self.tokens.device
+        with (attention_for_generation(device),
+              without_onednn_for_one_row(device, len(self.tokens))):
+            logits, _ = self.model(self.last_tokens(), positions=self.positions, caches=caches)
+        return logits[:, -1]
+
+    def _read_prompts(self):
         """Reads each prompt once, for all its samples."""
         first_rows = range(0, len(self.sizes), self.num_samples)
         logits = self._prefill(first_rows, self.num_samples)
@@ -85,7 +135,7 @@ class Window:
         """Moves the windows of full rows on, and reads them again."""
         for row in full:
             self.sizes[row] = self.context_size + 1 - self.stride
-        self.last[full] = self.context_size - self.stride
+        self.positions[full] = self.context_size - self.stride
         return self._prefill(full, 1)
 
     def _prefill(self, row_numbers, samples):
@@ -96,24 +146,31 @@ class Window:
         longest = max(self.sizes[row] for row in row_numbers)
         rows = torch.tensor(row_numbers, device=self.tokens.device)  # (R,)
         positions = torch.arange(longest, device=rows.device)  # (T,)
-        begin = self.end[rows] - self.last[rows]  # (R, 1)
+        begin = self.last_column - self.positions[rows]  # (R, 1)
         # Shorter windows are followed by whatever comes next; nothing sees it.
-        places = (begin + positions).clamp(max=self.tokens.size(1) - 1)
-        idx = self.tokens[rows[:, None], places]  # (R, T)
+        columns = (begin + positions).clamp(max=self.tokens.size(1) - 1)
+        idx = self.tokens[rows[:, None], columns]  # (R, T)
         stored_in = rows[:, None] + torch.arange(samples, device=rows.device)  # (R, samples)
-        x = self.model.residuals(idx, positions, self.cache.prefill(stored_in, positions))
+        with attention_for_generation(rows.device):
+            x = self.model.residuals(idx, positions, self.cache.prefill(stored_in, positions))
         numbers = torch.arange(len(rows), device=rows.device)
-        x = x[numbers, self.last[rows, 0]]  # (R, C), of the last token of each
+        x = x[numbers, self.positions[rows, 0]]  # (R, C), of the last token of each
         return self.model.logits(x)
 
-    def _decode(self):
-        """Logits (rows, V) after one more position of each row; those of full rows mean nothing."""
-        positions = self.last.clamp(max=self.context_size - 1)  # (rows, 1)
-        visible = min(self.context_size, max(self.sizes))
-        caches = self.cache.decode(positions, visible)
-        with without_onednn_for_one_row(self.tokens.device, len(positions)):
-            logits, _ = self.model(self.last_tokens(), positions=positions, caches=caches)
-        return logits[:, -1]
+
+def cache_room(tokens, context_size, device):
+    """The positions of a cache for rows of this many tokens, new ones included, on a device."""
+    positions = min(context_size, tokens)
+    if graphs.are_used_on(device):
+        return round_up(positions, graphs.LENGTH_MULTIPLE)
+    return positions
+
+
+def attention_for_generation(device):
+    """A context for a forward pass, in which a GPU computes attention by no kernel of cuDNN."""
+    if device.type == 'cuda':
+        return without_cudnn_attention()
+    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -1,10 +1,11 @@
 """
 What the blocks of a GPT keep for the backward pass, in bytes for each token.
 
-Autograd decides it: these formulas say which tensors the operations of the eager model save, as
+In the eager model autograd decides it: these formulas say which tensors its operations save, as
 Korthikanti et al. 2022, arXiv 2205.05198, section 4, do for another model. On a CPU the tests
-compare them with what autograd does save, to the byte (tests/planning/test_activations.py); on
-GPUs nothing has been measured.
+compare them with what autograd does save, to the byte (tests/planning/test_activations.py). In a
+model that torch.compile has compiled, its partitioner decides: it computes again what costs no
+matrix product, where that takes less memory. docs/planning.md compares the sums on CUDA.
 
 In the comments: T positions, C channels (n_embd), kv channels of the keys (or of the values).
 """
@@ -15,15 +16,18 @@ from model import GPTConfig
 # How attention is computed, which decides what it keeps.
 FLASH = 'flash'              # by a kernel of torch's that never holds T x T weights
 WRITTEN_OUT = 'written out'  # by our CPU kernels, in the precision of the run
-MATH = 'math'                # by torch's fall-back on GPUs, in float32
+MATH = 'math'                # by torch's fall-back on Apple's GPUs, in float32
 
 
 @dataclass(frozen=True)
 class Activations:
     """The activations of a GPT in one precision on one type of device, in bytes a token."""
     config: GPTConfig
-    precision: str    # 'float32', 'bfloat16' or 'float16'
-    device_type: str  # 'cuda', 'mps' or 'cpu'
+    precision: str               # 'float32', 'bfloat16' or 'float16'
+    device_type: str             # 'cuda', 'mps' or 'cpu'
+    compiled: bool = False       # by torch.compile, on CUDA
+    bf16_residual: bool = False  # whether the residual stream is in bfloat16, not in float32
+    has_flash: bool = True       # whether the device has FlashAttention: CUDA from Ampere on
 
     @property
     def in_16_bits(self):
@@ -33,6 +37,11 @@ class Activations:
     def number_size(self):
         """Bytes of each number that goes into a matrix product or comes out of it."""
         return 2 if self.in_16_bits else 4
+
+    @property
+    def residual_size(self):
+        """Bytes of each number of the residual stream."""
+        return 2 if self.bf16_residual else 4
 
     @property
     def kv_channels(self):
@@ -45,12 +54,16 @@ class Activations:
         if self.device_type == 'cpu':  # as in CpuKernels.causal_attention()
             short = self.precision == 'bfloat16' and config.block_size <= 512
             return WRITTEN_OUT if config.dropout > 0 or short else FLASH
-        # On GPUs no kernel takes grouped heads with a bias, nor grouped heads in float32.
-        grouped = config.n_kv_head < config.n_head
-        has_bias = config.position == 'alibi'
-        if grouped and (has_bias or not self.in_16_bits):
+        if self.device_type == 'mps' and self._flash_lacks_grouped_heads():
             return MATH
         return FLASH
+
+    def _flash_lacks_grouped_heads(self):
+        """Whether heads are grouped, and no kernel without T x T weights takes them as they are."""
+        grouped = self.config.n_kv_head < self.config.n_head
+        has_bias = self.config.position == 'alibi'
+        takes_groups = self.has_flash and self.in_16_bits and not has_bias
+        return grouped and not takes_groups
 
     @property
     def attention_weight_size(self):
@@ -60,15 +73,18 @@ class Activations:
     # ---- a block, part by part ----
 
     def norm(self):
-        """Of one norm: its input, in float32, and the mean and deviation of the token.
+        """Of one norm: its input and, in float32, the mean and deviation of the token.
 
-        RMSNorm has no mean, but on a CPU it also keeps its result before the weights."""
+        RMSNorm has no mean. On a CPU it also keeps its result before the weights."""
         C = self.config.n_embd
         if self.config.norm == 'layernorm':
-            return 4 * C + 4 + 4
+            # GPUs' autocast copies an input in bfloat16 to float32.
+            copies_input = self.device_type != 'cpu' and not self.compiled
+            input_size = 4 if copies_input else self.residual_size
+            return input_size * C + 4 + 4
         if self.device_type == 'cpu':
             return 4 * C + 4 * C + 4
-        return 4 * C + 4
+        return self.residual_size * C + 4
 
     def attention(self):
         """Of attention: the inputs of c_attn and c_proj, C numbers each, and all between them."""
@@ -86,8 +102,15 @@ class Activations:
             # and v still holds all of c_attn's output. For each head, the kernel also keeps the
             # logarithm of the softmax's denominator, in float32.
             numbers = C + 2 * kv
-            if config.position == 'rope' or config.qk_norm:
+            separate = config.position == 'rope' or config.qk_norm
+            if separate:
                 numbers += C + kv
+            if self.device_type == 'cuda' and self._flash_lacks_grouped_heads():
+                # CudaKernels repeats k and v for all heads. Then nothing holds c_attn's output,
+                # unless it is q, or the input of the norm of queries and keys.
+                numbers += 2 * C
+                if separate and not config.qk_norm:
+                    numbers -= C + 2 * kv
             return self.number_size * numbers + 4 * config.n_head
 
         # Here q, k and v have been copied, repeated for all heads, and each head keeps T weights.
@@ -102,6 +125,8 @@ class Activations:
         C = self.config.n_embd
         kv = self.kv_channels
         deviations = 4 * (self.config.n_head + self.config.n_kv_head)
+        if self.device_type == 'cuda':
+            return deviations  # the input is part of c_attn's output, in any precision
         if self.in_16_bits:
             return 4 * (C + kv) + deviations  # autocast copies queries and keys to float32
         if self.attention_form == FLASH:
@@ -110,11 +135,24 @@ class Activations:
 
     def mlp(self):
         """Of the MLP: the inputs of its two layers, and what its activation function needs."""
+        C = self.config.n_embd
+        width = self.config.mlp_width
         # GELU and squared ReLU: the hidden layer before and after. SwiGLU: the gates, their SiLU,
-        # the values, and the product.
-        hidden = 4 if self.config.mlp == 'swiglu' else 2
-        numbers = self.config.n_embd + hidden * self.config.mlp_width
-        return self.number_size * numbers + self._dropout_mask()
+        # which a compiled model computes again, the values, and the product.
+        hidden = 2
+        if self.config.mlp == 'swiglu':
+            hidden = 3 if self.compiled else 4
+        numbers = C + hidden * width
+        kept = self.number_size * numbers + self._dropout_mask()
+        if self.squares_in_float32:
+            kept += 4 * width  # a copy of what is squared
+        return kept
+
+    @property
+    def squares_in_float32(self):
+        """Whether the square of squared ReLU is computed in float32, as CUDA's autocast has it."""
+        on_cuda = self.device_type == 'cuda' and self.in_16_bits
+        return on_cuda and self.config.mlp == 'relu2' and not self.compiled
 
     def _dropout_mask(self):
         """Of dropout of C channels: a byte each; our CPU kernels keep the mask in x's precision."""

@@ -35,6 +35,20 @@ def parameters(config):
     }
 
 
+def head_size(config):
+    """Parameters of the head, and of the token embedding."""
+    return config.vocab_size * config.n_embd
+
+
+def multiplied_parameters(config):
+    """Parameters of all linear layers, which autocast copies; the head is one of them."""
+    parts = parameters(config)
+    number = sum(parts.values()) - parts['position embedding'] - parts['layer norms']
+    if not config.tied:
+        number -= head_size(config)  # the token embedding, which is only looked up
+    return number
+
+
 def flops(config, tokens=None):
     """FLOPs of a forward pass over one sequence of so many tokens, as {part: FLOPs}.
 

@@ -44,7 +44,8 @@ DATA_SHEETS = {
     # One of its two dies, since torch sees each as a device.
     r'\bMI250X\b':         DataSheet(191.5e12, 64e9, 1.6e12),
 }
-WITHOUT_BFLOAT16 = r'\b(V100|T4)\b'
+# NVIDIA's cards of a compute capability below 8.
+BEFORE_AMPERE = r'\b(V100|T4)\b'
 WITHOUT_TF32 = r'\b(V100|T4|MI250X)\b'
 
 
@@ -60,7 +61,12 @@ def data_sheet(device_name):
 
 def lacks_bfloat16(device_name):
     """Whether a device multiplies in float16 only, among the 16-bit formats."""
-    return re.search(WITHOUT_BFLOAT16, device_name, re.IGNORECASE) is not None
+    return re.search(BEFORE_AMPERE, device_name, re.IGNORECASE) is not None
+
+
+def lacks_flash(device_name):
+    """Whether a device has no FlashAttention in torch, so that grouped heads must be repeated."""
+    return re.search(BEFORE_AMPERE, device_name, re.IGNORECASE) is not None
 
 
 def lacks_tf32(device_name):

@@ -4,8 +4,9 @@ The hardware that a run is planned for: this machine, or cards that are known by
 import os
 from typing import NamedTuple
 
-from plaingpt.planning.data_sheets import data_sheet, lacks_tf32
+from plaingpt.planning.data_sheets import data_sheet, lacks_flash, lacks_tf32
 from plaingpt.planning.memory import usable
+from plaingpt.system.cuda_kernels import CudaKernels
 from plaingpt.system.devices import (cpu_capabilities, device_memory, hardware_name, peak_memory)
 
 
@@ -18,6 +19,7 @@ class Hardware(NamedTuple):
     flops: float | None = None     # peak FLOP/s of each; None: unknown
     program: float = 0             # bytes of that memory that this process already takes
     float32_buffers: bool = False  # see has_float32_buffers()
+    has_flash: bool = True         # whether CudaKernels has FlashAttention, if it is a CUDA device
 
     @classmethod
     def here(cls, device, count):
@@ -30,7 +32,8 @@ class Hardware(NamedTuple):
         if device.type != 'cpu':
             if memory is not None:
                 memory = usable(memory)
-            return cls(name, count, device.type, memory)
+            has_flash = device.type != 'cuda' or CudaKernels(device).has_flash
+            return cls(name, count, device.type, memory, has_flash=has_flash)
 
         if memory is not None:
             memory /= int(os.environ.get('LOCAL_WORLD_SIZE', 1))
@@ -48,7 +51,8 @@ class Hardware(NamedTuple):
         flops = sheet.flops
         if precision == 'float32':
             flops /= 8 if lacks_tf32(name) else 2
-        return cls(name, count, 'cuda', usable(sheet.memory), flops)
+        return cls(name, count, 'cuda', usable(sheet.memory), flops,
+                   has_flash=not lacks_flash(name))
 
 
 def has_float32_buffers():

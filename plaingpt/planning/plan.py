@@ -24,7 +24,7 @@ from plaingpt.planning.memory import resident_memory, step_memory
 from plaingpt.planning.run_size import RunSize
 from plaingpt.planning.speed import measured_peak, measured_step
 from plaingpt.planning.units import short_bytes, short_number, short_time
-from plaingpt.system.devices import check_device, precision, set_up_math
+from plaingpt.system.devices import check_device, precision, residual_dtype, set_up_math
 from plaingpt.system.messages import RANK, complaints, print0
 from plaingpt.training.optimizers import make_optimizer
 from plaingpt.training.processes import Process
@@ -108,18 +108,25 @@ class Plan:
             gpt.config, size.batch_size // units[0].parts, precision_name, hardware.device_type,
             accumulating=len(units) > 1, checkpointing=size.checkpointing,
             distributed=hardware.count > 1, trainable=self.trained, moments=size.moments,
-            float32_buffers=hardware.float32_buffers)
+            update_memory=size.update_memory, float32_buffers=hardware.float32_buffers,
+            compiled=size.compiled, bf16_residual=gpt.residual_dtype == torch.bfloat16,
+            has_flash=hardware.has_flash)
         if hardware.program:
             self.memory |= resident_memory(self.memory, hardware.program)
         needed = sum(self.memory.values())
         self.fits = hardware.memory is None or needed < hardware.memory
 
     @classmethod
-    def of_run(cls, gpt, run, hardware, precision_name, data_tokens, steps_done=0):
+    def of_run(cls, gpt, run, hardware, precision_name, data_tokens, steps_done=0, compiled=None):
         """The plan of a run with this config of train.py.
 
-        data_tokens: length of train.bin, or None if it is missing."""
-        size = RunSize.of_run(gpt, run, data_tokens, steps_done)
+        data_tokens: length of train.bin, or None if it is missing. compiled: whether the model is;
+        None: as the config says."""
+        if compiled is None:
+            compiled = run['compile']
+        if compiled is None:
+            compiled = hardware.device_type == 'cuda'
+        size = RunSize.of_run(gpt, run, data_tokens, steps_done, compiled)
         return cls(gpt, size, hardware, precision_name)
 
     def summary(self):
@@ -210,14 +217,13 @@ class Plan:
         count = self.hardware.count
         set_up_math(run['seed'], device)
         name, _, _ = precision(device, run['dtype'], config.n_embd)
-        compiled = device.type == 'cuda' if run['compile'] is None else run['compile']
 
         def optimizer_of(gpt):
             return make_optimizer(gpt, run, device.type)
 
         peak = measured_peak(device, getattr(torch, name))
-        micro_batch, update = measured_step(config, size.batch_size, device, run['dtype'], compiled,
-                                            size.checkpointing, optimizer_of)
+        micro_batch, update = measured_step(config, size.batch_size, device, run['dtype'],
+                                            size.compiled, size.checkpointing, optimizer_of)
         step = micro_batch * size.micro_batches / count + update
         # An evaluation goes forward through batches of both splits, a third of the work.
         batches = 2 * math.ceil(size.eval_batches / count)
@@ -243,6 +249,7 @@ def print_plan(gpt, run, data_tokens, steps_done):
         if precision_name == 'auto':
             precision_name = 'float16' if lacks_bfloat16(name) else 'bfloat16'
         hardware = Hardware.named(name, count, precision_name)
+        gpt.residual_dtype = residual_dtype(run['bf16_residual'], precision_name)
         plan = Plan.of_run(gpt, run, hardware, precision_name, data_tokens, steps_done)
         print_summary(plan.summary())
         print_summary({'time': plan.expected_time(run['expected_mfu'])})
@@ -251,6 +258,7 @@ def print_plan(gpt, run, data_tokens, steps_done):
     device = check_device(run['device'])
     precision_name, _, _ = precision(device, run['dtype'], gpt.config.n_embd)
     hardware = Hardware.here(device, count)
+    gpt.residual_dtype = residual_dtype(run['bf16_residual'], precision_name)
     plan = Plan.of_run(gpt, run, hardware, precision_name, data_tokens, steps_done)
     print_summary(plan.summary())
     if not plan.fits:

@@ -4,7 +4,7 @@ The size of a run: how much it computes and keeps, apart from its model and its 
 from dataclasses import dataclass
 
 from plaingpt.training import freezing
-from plaingpt.training.optimizers import muon_matrices
+from plaingpt.training.optimizers import muon_matrices, temporary_memory
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,14 @@ class RunSize:
     dataset: str = ''               # its name
     data_tokens: int | None = None  # in its training split; None: unknown
     checkpointing: bool = False     # train.py's activation_checkpointing
+    compiled: bool = False          # by torch.compile, which keeps other activations
     trained: int | None = None      # parameters with a gradient and optimizer state; None: all
     moments: float = 2.0            # numbers of optimizer state for each of them, on average
+    update_memory: int = 0          # bytes that the optimizer's step takes until it ends
     adapter_only: bool = False      # whether a checkpoint holds only what is trained
 
     @classmethod
-    def of_run(cls, gpt, run, data_tokens, steps_done):
+    def of_run(cls, gpt, run, data_tokens, steps_done, compiled):
         """That of a run with this config of train.py.
 
         UserError if the config wants to train parameters that the model does not have."""
@@ -34,7 +36,9 @@ class RunSize:
 
         # AdamW keeps two numbers for each parameter, Muon one.
         moments = 2 * trained_numbers
+        update_memory = 0
         if run['optimizer'] == 'muon':
+            update_memory = temporary_memory(gpt)
             for matrix in muon_matrices(gpt):
                 if matrix in trained:
                     moments -= matrix.numel()
@@ -48,7 +52,9 @@ class RunSize:
             dataset=run['dataset'],
             data_tokens=data_tokens,
             checkpointing=run['activation_checkpointing'],
+            compiled=compiled,
             trained=trained_numbers,
             moments=moments / max(1, trained_numbers),
+            update_memory=update_memory,
             adapter_only=run['lora_rank'] > 0,
         )

@@ -10,7 +10,8 @@ import torch
 
 from model import GPT
 from plaingpt.planning.counts import parameters
-from plaingpt.system.devices import compile_or_warn, place, precision, synchronize
+from plaingpt.system.compiling import compile_or_warn
+from plaingpt.system.devices import place, precision, synchronize
 from plaingpt.training.guard import Guard
 from plaingpt.training.processes import Process
 

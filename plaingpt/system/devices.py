@@ -1,16 +1,15 @@
 """
-The device a script computes on: which one, in which precision, how much memory it has, and whether
-torch.compile works there.
+The device a script computes on: which one, in which precision, and how much memory it has.
 """
 import contextlib
 import os
 import platform
+import re
 import sys
-import warnings
 
 import torch
 
-from plaingpt.system.messages import UserError, warn
+from plaingpt.system.messages import UserError
 
 
 # ---- choice of device and precision ----
@@ -40,13 +39,48 @@ def check_device(device):
             f'use --device={default_device()}, or install the torch build for your hardware')
 
     if parsed.type == 'cuda':
-        index = parsed.index or 0
+        parsed = torch.device('cuda', parsed.index or 0)
         gpus = torch.cuda.device_count()
-        if index >= gpus:
+        if parsed.index >= gpus:
             raise UserError(
                 f'device={device!r}, but this machine has {gpus} GPU(s): start at most that many '
                 'processes on it (torchrun --nproc_per_node)')
+        _check_architecture(parsed)
     return parsed
+
+
+def _check_architecture(device):
+    """UserError if this torch has no kernels for a CUDA device."""
+    capability = torch.cuda.get_device_capability(device)
+    architectures = torch.cuda.get_arch_list()
+    if has_kernels(capability, architectures):
+        return
+    major, minor = capability
+    remedy = 'install a newer torch'
+    if major < 8:
+        remedy = 'install a torch built for CUDA 12.6, the last one that supports GPUs this old'
+    raise UserError(
+        f'this torch ({torch.__version__}, for {", ".join(architectures)}) has no kernels for '
+        f'{torch.cuda.get_device_name(device)}, of compute capability {major}.{minor}: {remedy}, '
+        'or use --device=cpu')
+
+
+def has_kernels(capability, architectures):
+    """Whether code for these architectures runs on a GPU of this compute capability.
+
+    capability: (major, minor); architectures: as torch.cuda.get_arch_list() names them."""
+    numbers = [re.fullmatch(r'(sm|compute)_(\d+)(\d)', name) for name in architectures]
+    numbers = [match.groups() for match in numbers if match]
+    if not numbers:
+        return True  # the names are others, as those of AMD's GPUs
+    for kind, major, minor in numbers:
+        built_for = (int(major), int(minor))
+        # Machine code (sm) runs on the same or a later minor version; PTX (compute) is translated
+        # for any later GPU.
+        same_major = built_for[0] == capability[0]
+        if built_for <= capability and (kind == 'compute' or same_major):
+            return True
+    return False
 
 
 def default_dtype(device, width, training=True):
@@ -87,19 +121,47 @@ def precision(device, dtype, width):
     return name, autocast, scaler
 
 
+def residual_dtype(bf16_residual, precision_name):
+    """The dtype for GPT.residual_dtype: bfloat16 if the key of that name asks for it, else None.
+
+    UserError if the run does not compute in bfloat16."""
+    if not bf16_residual:
+        return None
+    if precision_name != 'bfloat16':
+        raise UserError(f'bf16_residual=True needs dtype=bfloat16, and this run uses '
+                        f'{precision_name}')
+    return torch.bfloat16
+
+
 def set_up_math(seed, device):
-    """Seeds torch, and on CUDA lets float32 matrix products use TF32 tensor cores."""
+    """Seeds torch; on CUDA makes this GPU the current one, and float32 products use TF32."""
     torch.manual_seed(seed)
-    if device.type == 'cuda':  # on a CPU, 'high' would lower the precision too
-        torch.set_float32_matmul_precision('high')
+    if device.type == 'cuda':
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision('high')  # on a CPU this would lower the precision too
+
+
+def seed_generator(device, seed):
+    """Seeds the generator from which dropout on a device is drawn.
+
+    torch.manual_seed() seeds those of all devices, and notes its caller: 0.1 to 0.5 ms."""
+    if device.type == 'cuda':
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+    elif device.type == 'mps':
+        torch.mps.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 def place(gpt, device, dtype=None):
-    """Moves a GPT to its device, in place, and on a CPU gives it the faster CPU kernels."""
+    """Moves a GPT to its device, in place, and gives it the kernels for that device."""
     from plaingpt.system.cpu_kernels import CpuKernels
+    from plaingpt.system.cuda_kernels import CudaKernels
     gpt.to(device=device, dtype=dtype)
     if device.type == 'cpu':
         gpt.use_kernels(CpuKernels())
+    elif device.type == 'cuda':
+        gpt.use_kernels(CudaKernels(device))
     return gpt
 
 
@@ -151,6 +213,18 @@ def peak_memory(device, children=False):
     return peak * unit, 'resident in RAM'
 
 
+def reset_peak_memory(device):
+    """Makes peak_memory() count from now on, on CUDA; elsewhere the system does not offer that."""
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def release_memory(device):
+    """Gives memory that torch keeps for later tensors back to the GPU."""
+    if device.type == 'cuda':
+        torch.cuda.empty_cache()
+
+
 def device_memory(device):
     """Bytes of memory of the GPU, else of the machine; None where the system does not tell."""
     if device.type == 'cuda':
@@ -167,29 +241,3 @@ def room_for_batch(device):
         return free // 2
     ram = device_memory(device) or 2 ** 32  # unknown: assume 4 GiB
     return ram // 4
-
-
-# ---- torch.compile ----
-def compile_or_warn(model, trial, **options):
-    """Compiles model in place and runs trial(), which must call it; returns whether that worked.
-
-    The names in the model's state dict do not change. options: those of torch.compile. If
-    compiling fails, the model stays eager and one warning says why."""
-    model.compile(**options)
-    # torch.compile does its work at the first call of the model, so errors appear in the trial: no
-    # C++ compiler, no Triton, a card that is not supported.
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            trial()
-        return True
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        # Errors of the compilers below torch.compile share no class, hence the catch-all. It hides
-        # no bug of the model: the eager trial below raises that again.
-        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
-    model.compile(disable=True)
-    trial()
-    warn(f'torch.compile failed, continuing without it ({reason})')
-    return False

@@ -257,9 +257,13 @@ class MuonAdamW(torch.optim.Optimizer):
         else:
             skip = self.found_inf > 0
         for stack in stacks_of(self._pieces()):
-            nesterov = average_gradients(stack, group['momentum'], skip)
-            directions = orthogonalized(nesterov)
-            move_weights(stack, directions, group['lr'], group['weight_decay'], skip)
+            self._update(stack, group, skip)
+
+    def _update(self, stack, group, skip):
+        """Updates a stack of pieces; its temporary tensors are gone when the next one begins."""
+        nesterov = average_gradients(stack, group['momentum'], skip)
+        directions = orthogonalized(nesterov)
+        move_weights(stack, directions, group['lr'], group['weight_decay'], skip)
 
     def _pieces(self):
         """Cuts the matrices that have gradients, and so are not frozen, into a list of pieces."""

@@ -1,6 +1,7 @@
 """
 The processes that train together: which one this is, its share of a step, and how they agree.
 """
+import contextlib
 import math
 import os
 import sys
@@ -18,6 +19,8 @@ from plaingpt.system.messages import LOCAL_RANK, UserError, explain_user_errors
 # How often torchrun has restarted the ranks of this machine after one of them died.
 RESTARTS = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
 RENDEZVOUS_TIMEOUT = timedelta(minutes=30)
+# How long ranks wait for each other, as while the first saves a large state to a slow disk.
+COLLECTIVE_TIMEOUT = timedelta(hours=1)
 
 
 class Unit(NamedTuple):
@@ -86,6 +89,26 @@ class Process:
         """Waits until all ranks have come here."""
         self.gather(0)
 
+    @contextlib.contextmanager
+    def together(self):
+        """A context in which a UserError of one rank ends all of them, on other machines too.
+
+        Each rank that had no error of its own raises that of the first that had one."""
+        own_sentence = None
+        try:
+            yield
+        except UserError as error:
+            own_sentence = str(error)
+        sentences = [own_sentence]
+        if dist.is_initialized():
+            sentences = [None] * self.world_size
+            dist.all_gather_object(sentences, own_sentence)
+        if own_sentence:
+            raise UserError(own_sentence)
+        for rank, sentence in enumerate(sentences):
+            if sentence:
+                raise UserError(f'on rank {rank}: {sentence}')
+
     def averaging(self, gpt):
         """The model to train: DDP around gpt, which averages gradients, or gpt itself if alone.
 
@@ -127,6 +150,7 @@ def set_up_process(device, backend):
         # TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes a new store.
         store = dist.PrefixStore(f'restart {RESTARTS}', store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size,
+                            timeout=COLLECTIVE_TIMEOUT,
                             device_id=parsed if 'nccl' in backend else None)
     explain_user_errors()  # init_process_group has put a hook of its own before ours
     return Process(parsed, rank, LOCAL_RANK, world_size)

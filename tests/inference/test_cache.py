@@ -53,7 +53,7 @@ def test_decode_stores_one_position_of_each_row_and_returns_the_visible_ones():
     keys, values = random_keys_and_values(2, 4)
     cache.prefill(torch.tensor([[0], [1]]), torch.arange(4))[0].update(keys, values)
     # The first row has two tokens, and its padding behind them is written over.
-    block = cache.decode(torch.tensor([[2], [4]]), visible=5)[0]
+    block = cache.decode(torch.tensor([[2], [4]]), visible=5, hides_some=True)[0]
     new_keys, new_values = random_keys_and_values(2, 1)
     returned_keys, returned_values = block.update(new_keys, new_values)
     assert block.decoding
@@ -72,7 +72,7 @@ def test_a_float32_cache_takes_the_keys_of_a_bfloat16_model():
     returned_keys, _ = cache.prefill(torch.tensor([[0]]), torch.arange(2))[0].update(keys, values)
     assert returned_keys.dtype == torch.bfloat16
     new_keys, new_values = random_keys_and_values(1, 1, torch.bfloat16)
-    block = cache.decode(torch.tensor([[2]]), visible=3)[0]
+    block = cache.decode(torch.tensor([[2]]), visible=3, hides_some=False)[0]
     returned_keys, returned_values = block.update(new_keys, new_values)
     assert returned_keys.dtype == returned_values.dtype == torch.float32
     assert torch.equal(returned_keys, torch.cat([keys, new_keys], dim=1).float())

@@ -3,7 +3,13 @@ import pytest
 import torch
 from conftest import tiny_ids
 from generating import generate, lively_gpt
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.rnn import pad_sequence
+
+from plaingpt.inference import graphs, window
+from plaingpt.inference.cache import KVCache
+from plaingpt.inference.engine import stream
+from plaingpt.system.cuda_kernels import without_cudnn_attention
 
 CONTEXT = 16  # block_size of a lively_gpt()
 
@@ -84,6 +90,85 @@ def test_the_samples_of_a_prompt_share_one_pass_over_it(monkeypatch):
     assert torch.equal(generate(gpt, prompts, 10, num_samples=3), alone)
     assert read == [(2, 6)]
     assert torch.equal(generate(gpt, prompts[1:], 10, 4, num_samples=2), alone[4:])
+
+
+# ---- what a decoding step sees ----
+
+def record_masks(gpt):
+    """A list that grows by the mask, or None, of each pass of one position through the blocks."""
+    masks = []
+
+    def record(block, arguments):
+        x, angles, mask, cache = arguments
+        if cache.decoding:
+            masks.append(mask)
+
+    gpt.transformer.h[0].register_forward_pre_hook(record)
+    return masks
+
+
+def test_rows_of_one_length_need_no_mask():
+    gpt = lively_gpt()
+    masks = record_masks(gpt)
+    gpt.generate(tiny_ids(2, 5), 6)
+    assert masks == [None] * 5
+
+
+@pytest.mark.parametrize('position', ['learned', 'alibi'])
+def test_a_mask_hides_what_shorter_rows_do_not_have(position):
+    gpt = lively_gpt(position=position)
+    masks = record_masks(gpt)
+    gpt.generate(tiny_ids(2, 5), 3, lengths=[3, 5])
+    assert len(masks) == 2
+    for step, mask in enumerate(masks):
+        visible = mask[:, 0, 0] > -torch.inf  # (rows, positions)
+        assert visible.sum(dim=1).tolist() == [4 + step, 6 + step]
+        assert visible.size(1) == 6 + step
+
+
+@pytest.mark.parametrize('position', ['learned', 'alibi'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_the_mask_has_the_precision_of_the_cache(position, dtype):
+    gpt = lively_gpt(position=position).bfloat16()
+    masks = record_masks(gpt)
+    caches = KVCache(gpt.config, 2, 8, dtype, torch.device('cpu'))
+    positions = torch.tensor([[2], [4]])
+    gpt(tiny_ids(2, 1), positions=positions, caches=caches.decode(positions, 5, hides_some=True))
+    assert [mask.dtype for mask in masks] == [dtype]
+
+
+def test_where_lengths_are_rounded_a_model_is_compiled_once(monkeypatch):
+    monkeypatch.setattr(graphs, 'are_used_on', lambda device: True)
+    monkeypatch.setattr(graphs, 'LENGTH_MULTIPLE', 4)
+    monkeypatch.setattr(graphs, 'WORTH_RECORDING', 1000)
+    gpt = lively_gpt()
+    counter = CompileCounterWithBackend('aot_eager')
+    gpt.compile(backend=counter, dynamic=True)
+    gpt.generate(tiny_ids(3, 1), 3)
+    compiled_at_first = counter.frame_count
+    gpt.generate(tiny_ids(3, 5), 40)
+    gpt.generate(tiny_ids(4, 2), 9)
+    assert counter.frame_count == compiled_at_first > 0
+
+
+# ---- cuDNN ----
+
+def test_no_forward_pass_uses_cudnns_attention_and_the_setting_stays_inside(monkeypatch):
+    def on_a_gpu(device):
+        return without_cudnn_attention()
+
+    monkeypatch.setattr(window, 'attention_for_generation', on_a_gpu)
+    gpt = lively_gpt()
+    inside = []
+
+    def record(block, arguments):
+        inside.append(torch.backends.cuda.cudnn_sdp_enabled())
+
+    gpt.transformer.h[0].register_forward_pre_hook(record)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    for _ in stream(gpt, tiny_ids(2, 14), 6):
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+    assert inside == [False] * 6
 
 
 # ---- the matrix product of a single row on a CPU ----

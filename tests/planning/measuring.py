@@ -5,16 +5,18 @@ import torch
 
 from model import GPT
 from plaingpt.system.devices import place, precision
+from plaingpt.training.optimizers import MuonAdamW, muon_matrices
 
 CPU = torch.device('cpu')
 
 
 def measured_peak(config, batch_size, dtype, micro_batches=1, checkpointing=False,
-                  distribute=None, trained='', moments=2):
+                  distribute=None, trained='', moments=2, muon=False):
     """Bytes of tensors at the peak of a training step, weights and optimizer state included.
 
     distribute: makes the distributed model of a GPT. trained: a part of the names of the parameters
-    that are trained. moments: 2 for AdamW, 1 for SGD with momentum."""
+    that are trained. moments: 2 for AdamW, 1 for SGD with momentum. muon: whether Muon trains the
+    blocks, beside AdamW."""
     gpt = place(GPT(config), CPU)
     gpt.checkpointing = checkpointing
     for name, parameter in gpt.named_parameters():
@@ -23,6 +25,8 @@ def measured_peak(config, batch_size, dtype, micro_batches=1, checkpointing=Fals
     optimizer = gpt.configure_optimizers(0.1, 1e-3, (0.9, 0.95), 'cpu')
     if moments == 1:
         optimizer = torch.optim.SGD(optimizer.param_groups, 1e-3, momentum=0.9)
+    if muon:
+        optimizer = MuonAdamW(gpt, optimizer, 1e-3, 0.95)
     _, autocast, _ = precision(CPU, dtype, config.n_embd)
 
     def step():
@@ -45,6 +49,8 @@ def measured_peak(config, batch_size, dtype, micro_batches=1, checkpointing=Fals
     weights = gpt.get_num_params(non_embedding=False)
     learnt = sum(parameter.numel() for parameter in gpt.parameters() if parameter.requires_grad)
     numbers = weights + moments * learnt
+    if muon:
+        numbers -= sum(matrix.numel() for matrix in muon_matrices(gpt))  # which have one moment
     if distribute:
         numbers += weights
     held = 4 * numbers

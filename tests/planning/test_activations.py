@@ -22,10 +22,20 @@ from plaingpt.system.devices import place, precision
 ], ids=str)
 @pytest.mark.parametrize('T', [96, 520])  # above 512, bfloat16 alone does not write attention out
 def test_activations_are_what_autograd_saves_to_the_byte(options, T, dropout, dtype):
+    check_activations(options, T, dropout, dtype, bf16_residual=False)
+
+
+@pytest.mark.parametrize('options', [{}, LLAMA], ids=str)
+def test_a_bfloat16_residual_stream_is_counted_to_the_byte(options):
+    check_activations(options, 96, 0.1, 'bfloat16', bf16_residual=True)
+
+
+def check_activations(options, T, dropout, dtype, bf16_residual):
     # All three sequences fit into the cache, so that attention is computed in one piece.
     rows = 3
     config = GPTConfig(T, 65, 2, 2, 64, dropout, False, **options)
     gpt = place(GPT(config), CPU)
+    gpt.residual_dtype = torch.bfloat16 if bf16_residual else None
 
     # Not counted here: weights in 16 bits, and rope's angles and ALiBi's bias, which all share.
     others = {(1, T, 1, config.head_size // 2), (1, 2, T, T)}
@@ -57,7 +67,7 @@ def test_activations_are_what_autograd_saves_to_the_byte(options, T, dropout, dt
     def saved_by(*names):
         return sum(size for module, size, _ in saved.values() if any(n in module for n in names))
 
-    expected = Activations(config, dtype, 'cpu')
+    expected = Activations(config, dtype, 'cpu', bf16_residual=bf16_residual)
     tokens = rows * T
     layers = config.n_layer
     assert saved_by('.ln_1', '.ln_2') == tokens * layers * 2 * expected.norm()

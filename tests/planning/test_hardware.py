@@ -12,6 +12,12 @@ def test_float32_takes_half_the_speed_and_an_eighth_on_cards_without_tf32():
     assert peaks == [65 / 8, 125 / 8, 156]
 
 
+def test_cards_before_ampere_have_no_flash_attention():
+    has_flash = [Hardware.named(name, 1, 'float16').has_flash
+                 for name in ('Tesla T4', 'V100', 'A100', 'H100 SXM')]
+    assert has_flash == [False, False, True, True]
+
+
 def test_the_ranks_of_a_machine_share_its_memory(monkeypatch):
     monkeypatch.setattr(hardware, 'device_memory', lambda device: 8e9)
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')

@@ -287,6 +287,27 @@ def test_float32_buffers_of_the_hardware_are_in_the_plan():
                       for buffers in (False, True)]
 
 
+def test_a_run_is_planned_as_it_is_compiled(gpt):
+    a_cpu = A_CARD._replace(device_type='cpu')
+
+    def is_compiled(hardware, key, compiled=None):
+        run_plan = plan.Plan.of_run(gpt, RUN | {'compile': key}, hardware, 'float32', None,
+                                    compiled=compiled)
+        return run_plan.size.compiled
+
+    assert is_compiled(A_CARD, key=None) and is_compiled(a_cpu, key=True)
+    assert not is_compiled(a_cpu, key=None) and not is_compiled(A_CARD, key=False)
+    assert not is_compiled(A_CARD, key=None, compiled=False)  # compiling has failed
+
+
+def test_what_the_model_and_the_card_have_is_in_the_plan(gpt):
+    size = RunSize(batch_size=3, compiled=True)
+    gpt.residual_dtype = torch.bfloat16
+    old_card = A_CARD._replace(has_flash=False)
+    assert plan.Plan(gpt, size, old_card, 'bfloat16').memory == step_memory(
+        gpt.config, 3, 'bfloat16', 'cuda', compiled=True, bf16_residual=True, has_flash=False)
+
+
 def test_the_model_is_described_by_what_gpt2_does_not_have():
     gpt = GPT(GPTConfig(16, 65, 2, 2, 16, position='rope', n_kv_head=1, tied=False))
     said = plan.Plan(gpt, RunSize(batch_size=4), A_CARD, 'float32').summary()
@@ -301,7 +322,7 @@ def test_the_model_is_described_by_what_gpt2_does_not_have():
 
 RUN = dict(gradient_accumulation_steps=1, batch_size=4, max_iters=1, eval_interval=5, eval_iters=1,
            activation_checkpointing=False, dataset='a', optimizer='adamw', lora_rank=0,
-           trainable='all', unfreeze=None)
+           trainable='all', unfreeze=None, compile=None)
 MATRICES = 2 * 12 * 16 * 16                             # of the two blocks
 EVERYTHING = 16 * 65 + 16 * 16 + MATRICES + 5 * 16      # embeddings, blocks, norms
 PART = r'wpe|h\.1|ln_f'
@@ -332,6 +353,11 @@ def test_muon_keeps_one_number_for_each_of_the_blocks_matrices(gpt):
     assert state_of(gpt, optimizer='muon') == 8 * EVERYTHING - 4 * MATRICES
     disk = plan_of(gpt, optimizer='muon').summary()['disk']
     assert disk.startswith(f'{(12 * EVERYTHING - 4 * MATRICES) / 1e6:.3g} MB')
+
+
+def test_the_update_of_muon_is_in_the_plan(gpt):
+    assert plan_of(gpt).size.update_memory == 0
+    assert plan_of(gpt, optimizer='muon').size.update_memory > 0
 
 
 def test_frozen_parameters_have_no_optimizer_state(gpt):

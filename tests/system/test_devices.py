@@ -1,4 +1,4 @@
-"""plaingpt/system/devices.py: the device, its precision and memory, and torch.compile."""
+"""plaingpt/system/devices.py: the device, its precision and memory."""
 import pytest
 import torch
 from torch import nn
@@ -9,16 +9,20 @@ from plaingpt.system.messages import UserError
 CPU = torch.device('cpu')
 CUDA = torch.device('cuda')
 MPS = torch.device('mps')
+TODAYS_WHEEL = ['sm_75', 'sm_80', 'sm_86', 'sm_90', 'sm_100', 'sm_120', 'compute_120']
 
 
 @pytest.fixture
 def machine(monkeypatch):
     """machine(cuda=…, …): makes torch see this hardware."""
-    def pretend(cuda=False, mps=False, gpus=1, capability=(9, 0), cpu=None):
+    def pretend(cuda=False, mps=False, gpus=1, capability=(9, 0), architectures=TODAYS_WHEEL,
+                cpu=None):
         replacements = {
             (torch.cuda, 'is_available'): cuda,
             (torch.cuda, 'device_count'): gpus if cuda else 0,
             (torch.cuda, 'get_device_capability'): capability,
+            (torch.cuda, 'get_arch_list'): architectures,
+            (torch.cuda, 'get_device_name'): 'a GPU',
             (torch.cuda, 'is_bf16_supported'): True,  # as torch says of the T4, which emulates it
             (torch.backends.mps, 'is_available'): mps,
             (torch.cpu, 'get_capabilities'): cpu or {},
@@ -62,10 +66,58 @@ def test_a_missing_device_is_refused_with_those_that_exist(machine, device, hard
         assert part in sentence
 
 
-@pytest.mark.parametrize('device', ['cpu', 'cuda', 'cuda:0', 'cuda:1', 'mps'])
-def test_a_device_of_the_machine_is_accepted(machine, device):
+@pytest.mark.parametrize('device, chosen', [
+    ('cpu', 'cpu'), ('mps', 'mps'), ('cuda', 'cuda:0'), ('cuda:0', 'cuda:0'), ('cuda:1', 'cuda:1'),
+])
+def test_a_device_of_the_machine_is_accepted(machine, device, chosen):
     machine(cuda=True, mps=True, gpus=2)
-    assert devices.check_device(device) == torch.device(device)
+    assert devices.check_device(device) == torch.device(chosen)
+
+
+@pytest.mark.parametrize('capability, runs', [
+    ((6, 1), False),
+    ((7, 0), False),
+    ((7, 2), False),
+    ((7, 5), True),
+    ((8, 0), True),
+    ((8, 7), True),   # by the code for 8.6
+    ((9, 0), True),
+    ((10, 3), True),  # by that for 10.0
+    ((11, 0), False),
+    ((12, 1), True),
+    ((13, 0), True),  # by the PTX for 12.0
+])
+def test_a_gpu_needs_code_for_its_architecture(capability, runs):
+    assert devices.has_kernels(capability, TODAYS_WHEEL) == runs
+
+
+def test_architectures_of_other_makers_are_not_judged():
+    assert devices.has_kernels((9, 4), ['gfx90a', 'gfx942'])
+
+
+@pytest.mark.parametrize('capability, remedy', [
+    ((7, 0), 'built for CUDA 12.6'),
+    ((11, 0), 'install a newer torch'),
+])
+def test_a_gpu_without_code_is_refused_with_what_to_install(machine, capability, remedy):
+    machine(cuda=True, capability=capability)
+    with pytest.raises(UserError) as refusal:
+        devices.check_device('cuda')
+    sentence = str(refusal.value)
+    for part in ('a GPU', f'{capability[0]}.{capability[1]}', 'sm_75', remedy, '--device=cpu'):
+        assert part in sentence
+
+
+def test_the_device_that_was_asked_for_becomes_the_current_one(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, 'set_device', chosen.append)
+    precision = torch.get_float32_matmul_precision()
+    try:
+        devices.set_up_math(0, torch.device('cuda:1'))
+        devices.set_up_math(0, CPU)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    assert chosen == [torch.device('cuda:1')]
 
 
 # ---- precision ----
@@ -133,56 +185,3 @@ def test_a_batch_may_take_half_of_a_gpus_free_memory_or_a_quarter_of_the_ram(mon
     assert devices.room_for_batch(CPU) == 2000
     monkeypatch.setattr(devices, 'device_memory', lambda device: None)
     assert devices.room_for_batch(CPU) == 2 ** 30
-
-
-# ---- compilation ----
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(4, 4)
-
-    def forward(self, x):
-        return self.linear(x).relu()
-
-
-@pytest.mark.parametrize('works', [True, False])
-def test_a_model_that_cannot_be_compiled_stays_eager_with_one_warning(capsys, works):
-    graphs = []
-
-    def compiler(graph, inputs):
-        graphs.append(graph)
-        if works:
-            return graph.forward
-        raise RuntimeError('no C++ compiler\nhere')
-
-    model = Net()
-    x = torch.randn(2, 4)
-    names = list(model.state_dict())
-    expected = model(x)
-
-    def trial():
-        model(x).sum().backward()
-
-    assert devices.compile_or_warn(model, trial, backend=compiler) is works
-    assert len(graphs) == 1
-    warnings = capsys.readouterr().err.splitlines()
-    if works:
-        assert warnings == []
-    else:
-        [warning] = warnings
-        assert 'torch.compile failed' in warning
-        assert 'no C++ compiler' in warning
-    assert torch.allclose(model(x), expected)
-    assert list(model.state_dict()) == names
-    assert model.linear.weight.grad is not None
-
-
-def test_a_mistake_in_the_model_is_not_taken_for_a_failure_to_compile():
-    model = Net()
-
-    def trial():
-        model(torch.ones(2, 5))
-
-    with pytest.raises(RuntimeError, match='shapes cannot be multiplied'):
-        devices.compile_or_warn(model, trial, backend='eager')

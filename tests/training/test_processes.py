@@ -72,6 +72,8 @@ AGREE = """
 import sys
 sys.path.insert(0, {root!r})
 import torch
+import torch.distributed as dist
+from datetime import timedelta
 from plaingpt.training.processes import leave, set_up_process
 process = set_up_process('cpu', 'nccl')
 rank = process.rank
@@ -84,6 +86,8 @@ assert not process.any(False)
 assert process.agree(2**47)
 assert not process.agree(rank)
 process.wait()
+backend = dist.group.WORLD._get_backend(torch.device('cpu'))
+assert backend.options._timeout == timedelta(hours=1)  # a save to a slow disk takes some
 if rank == 1:
     print('agreed', flush=True)
 leave(0)
@@ -96,6 +100,39 @@ def test_two_ranks_agree(tmp_path):
     ended = run(script, launcher=TWO_RANKS)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == 'agreed\n'
+
+
+FAIL_ALONE = """
+import os, sys
+sys.path.insert(0, {root!r})
+from plaingpt.system.messages import UserError
+from plaingpt.training.processes import set_up_process
+process = set_up_process('cpu', 'nccl')
+with process.together():
+    pass
+with process.together():
+    if process.rank == 1:
+        raise UserError('train.bin is missing')
+print('unreachable')
+"""
+
+
+def test_an_error_of_one_rank_ends_all_with_its_sentence(tmp_path):
+    script = tmp_path / 'fail_alone.py'
+    script.write_text(FAIL_ALONE.format(root=str(ROOT)), encoding='utf-8')
+    ended = run(script, launcher=TWO_RANKS)
+    assert ended.returncode != 0
+    assert ended.stdout == ''
+    assert 'error: on rank 1: train.bin is missing\n' in ended.stderr
+    assert 'connection' not in ended.stderr
+
+
+def test_an_error_of_a_process_alone_stays_as_it_is():
+    process = Process(CPU)
+    with process.together():
+        pass
+    with pytest.raises(UserError, match='^train.bin is missing$'), process.together():
+        raise UserError('train.bin is missing')
 
 
 def test_several_processes_without_torchrun_are_refused(monkeypatch):
