@@ -8,33 +8,40 @@ Times training, sampling or data preparation on random weights, and shows where 
     python bench.py --mode=prepare --data_files='texts/*.parquet' --baseline=plain
 
 --profile=True writes a Chrome trace into ./bench_log; open it at https://ui.perfetto.dev.
-docs/benchmarks.md has the results.
+docs/benchmarks.md has the results, and docs/gpu.md those of experiments/gpu_suite.py.
 """
 import contextlib
 import glob
+import math
 import os
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from functools import partial
 from json import dump
 
 import torch
 
 from configurator import configure
 from model import GPT, GPTConfig
+from plaingpt.benchmarking import baselines
+from plaingpt.benchmarking.contender import Contender
 from plaingpt.inference.engine import stream
 from plaingpt.planning.hardware import Hardware
 from plaingpt.planning.plan import Plan, print_summary
 from plaingpt.planning.run_size import RunSize
-from plaingpt.system.compiling import compile_or_warn
+from plaingpt.planning.units import short_bytes, short_time
+from plaingpt.system import compiling
 from plaingpt.system.devices import (check_device, default_device, default_dtype,
-                                     hardware_name, peak_memory, place, precision, set_up_math,
-                                     synchronize)
-from plaingpt.system.messages import UserError, explained
+                                     hardware_name, peak_memory, place, precision,
+                                     release_memory, reset_peak_memory, residual_dtype,
+                                     seed_generator, set_up_math, synchronize)
+from plaingpt.system.messages import explained
+from plaingpt.system.seeds import mixed_seed
 from plaingpt.text.data_sets import folder_of, read_meta
 from plaingpt.text.token_files import TokenFile
+from plaingpt.training.guard import Guard
+from plaingpt.training.optimizers import make_optimizer, muon_matrices, temporary_memory
+from plaingpt.training.processes import Process
 
 # ---- configuration ----
 # Work
@@ -55,20 +62,25 @@ n_embd = 768                        # {>= 1} channels, a multiple of n_head
 vocab_size = 50304                  # {>= 1} tokens
 dropout = 0.0                       # {[0, 1)} share of activations zeroed in training
 bias = False                        # in linear layers and layer norms
+optimizer = 'adamw'                 # {'adamw' | 'muon'} muon: matrices of blocks; AdamW the rest
 # Measurement
 num_steps = 20                      # {>= 1} timed steps; default in decode and prepare: 5
 warmup_steps = 3                    # {>= 1} steps before them; default in decode: 1
+steps_a_sync = 5                    # {>= 1} steps between waits for the device; default on a CPU: 1
 profile = False                     # write a trace to ./bench_log, print the costliest operations
 json = ''                           # a file to write the figures to
 # System
 device = default_device()           # cuda, cuda:1, mps or cpu; default: the best one here
 dtype = 'auto'                      # {'auto' | 'float32' | 'bfloat16' | 'float16'}
 compile: bool | None = None         # torch.compile; None: on CUDA only, in training
+compile_mode = 'auto'               # that of torch.compile; auto: CUDA graphs for small models
+bf16_residual = False               # True: the residual stream is bfloat16 too; less memory
 activation_checkpointing = False    # True: less memory for activations, about a third more time
 
 
 def problems():
     """Yields what is wrong between keys, beyond the rules in their comments."""
+    yield from compiling.problems(globals())
     if mode == 'prepare' and not data_files:
         yield "mode='prepare' needs documents: --data_files='texts/*.parquet'"
     if mode == 'prepare' and (baseline == 'hf' or profile):
@@ -91,6 +103,7 @@ baseline_dtype = 'float32' if torch_device.type == 'cpu' else precision_name
 
 # Defaults that depend on other keys.
 if mode != 'train':
+    steps_a_sync = 1
     if 'num_steps' not in given:
         num_steps = 5  # each is a whole text or data set
     if 'warmup_steps' not in given:
@@ -99,147 +112,113 @@ if mode == 'prepare':
     warmup_steps = 0
 if profile and 'num_steps' not in given:
     num_steps = 3  # a trace of more is slow to open
+if 'steps_a_sync' not in given and (torch_device.type == 'cpu' or profile):
+    steps_a_sync = 1
 if 'batch_size' not in given and (torch_device.type == 'cpu' or mode != 'train'):
     batch_size = 1  # on a CPU, 12 sequences of GPT-2 take half a minute a step, and 20 GB
+if compile is None:
+    compile = mode == 'train' and torch_device.type == 'cuda'
+with explained(ValueError):
+    shape = GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, bias)
 
 
-def plain_gpt():
-    """A GPT on the device, computed by torch's own operations."""
-    with explained(ValueError):
-        config = GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, bias)
-        return GPT(config).to(torch_device)
-
-
-def hugging_face_gpt():
-    """The same architecture by transformers."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-    config = GPT2Config(
-        vocab_size=vocab_size, n_positions=block_size, n_embd=n_embd, n_layer=n_layer,
-        n_head=n_head, bos_token_id=0, eos_token_id=0, resid_pdrop=dropout, embd_pdrop=dropout,
-        attn_pdrop=dropout)
-    return GPT2LMHeadModel(config).to(torch_device)
-
-
-# ---- training: each function below makes another, which does a step and returns its tokens ----
+# ---- training ----
 
 def batch_source():
     """A function from a step's number to its x and y, of the data set or of random tokens."""
-    folder = folder_of(dataset)
-    train_bin = os.path.join(folder, 'train.bin')
-    if real_data and not os.path.exists(train_bin):
-        print(f'note: {train_bin} is missing, so the tokens are random')
-    elif real_data:
-        meta = read_meta(folder)
-        data_vocab_size = meta['vocab_size'] or 0
-        if data_vocab_size <= vocab_size:
-            data = TokenFile(train_bin, meta['dtype'], vocab_size, block_size)
-            return lambda step: data.batch(seed, 'train', step, 0, batch_size, block_size,
-                                           torch_device)
-        print(f'note: the vocabulary of {train_bin} has {data_vocab_size} tokens, '
-              'so the tokens are random')
-
     def random_batch(step):
-        generator = torch.Generator().manual_seed(seed + step)
-        shape = batch_size, block_size + 1
-        tokens = torch.randint(vocab_size, shape, generator=generator).to(torch_device)
+        generator = torch.Generator(torch_device).manual_seed(seed + step)
+        tokens = torch.randint(vocab_size, (batch_size, block_size + 1), generator=generator,
+                               device=torch_device)
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
-    return random_batch
+    if not real_data:
+        return random_batch
+    folder = folder_of(dataset)
+    train_bin = os.path.join(folder, 'train.bin')
+    if not os.path.exists(train_bin):
+        print(f'note: {train_bin} is missing, so the tokens are random')
+        return random_batch
+    meta = read_meta(folder)
+    data_vocab_size = meta['vocab_size'] or 0
+    if data_vocab_size > vocab_size:
+        print(f'note: the vocabulary of {train_bin} has {data_vocab_size} tokens, '
+              'so the tokens are random')
+        return random_batch
+    data = TokenFile(train_bin, meta['dtype'], vocab_size, block_size)
+
+    def real_batch(step):
+        return data.batch(seed, 'train', step, 0, batch_size, block_size, torch_device)
+
+    return real_batch
 
 
-def train_step(net, loss_of, optimizer, autocast, scaler):
+# The keys of train.py that an optimizer needs; the rates have no influence on the time.
+OPTIMIZER_KEYS = {
+    'optimizer': optimizer, 'learning_rate': 1e-4, 'decay_lr': False, 'weight_decay': 0.1,
+    'beta1': 0.9, 'beta2': 0.95, 'muon_learning_rate': 1e-3, 'muon_momentum': 0.95,
+}
+
+
+def our_step():
+    """step(number), which takes a training step as train.py does."""
+    weight_optimizer = make_optimizer(gpt, OPTIMIZER_KEYS, torch_device.type)
+    guard = Guard(Process(torch_device), weight_optimizer, scaler, grad_clip=1.0)
+
     def step(number):
         x, y = batch(number)
+        seed_generator(torch_device, mixed_seed(seed, number))
+        if has_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         with autocast():
-            loss = loss_of(x, y)
+            _, loss = gpt(x, y, with_logits=False)
         scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        scaler.unscale_(weight_optimizer)
+        grad_norm = torch.nn.utils.clip_grad_norm_(gpt.parameters(), 1.0)
+        guard.step(number + 1, loss.detach(), grad_norm)
+        weight_optimizer.zero_grad(set_to_none=not has_graphs)
+
+    return step
+
+
+def steps_of(name, step):
+    """The Contender whose work is training steps; step: a function of the step's number."""
+    def trial():
+        step(0)
+        synchronize(torch_device)
+
+    def work(number):
+        # The host may run ahead of the device, as between two lines of train.py's log.
+        for i in range(steps_a_sync):
+            step(number * steps_a_sync + i)
         synchronize(torch_device)
         return batch_size * block_size
-    return step
+
+    return Contender(name, trial, work, steps_a_sync)
 
 
-def our_train_step():
-    def loss_of(x, y):
-        _, loss = gpt(x, y, with_logits=False)
-        return loss
+# ---- decoding ----
 
-    gpt.checkpointing = activation_checkpointing
-    optimizer = gpt.configure_optimizers(0.1, 1e-4, (0.9, 0.95), torch_device.type)
-    return train_step(gpt, loss_of, optimizer, autocast, scaler)
-
-
-def plain_train_step():
-    def loss_of(x, y):
-        _, loss = net(x, y)
-        return loss
-
-    net = plain_gpt()
-    step = baseline_train_step(net, loss_of)
-    if compile:
-        compile_or_warn(net, lambda: step(0))
-    return step
+def our_text(prompt, new_tokens):
+    """Writes batch_size continuations of the prompt; returns how many."""
+    seeds = range(batch_size)
+    for _ in stream(gpt, prompt, new_tokens, 0.8, 200, num_samples=batch_size, seeds=seeds):
+        pass
+    return batch_size
 
 
-def hugging_face_train_step():
-    net = hugging_face_gpt().train()
-    return baseline_train_step(net, lambda x, y: net(input_ids=x, labels=x).loss)
-
-
-def baseline_train_step(net, loss_of):
-    _, autocast, scaler = precision(torch_device, baseline_dtype, n_embd)
-    fused = torch_device.type == 'cuda'
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=fused)
-    return train_step(net, loss_of, optimizer, autocast, scaler)
-
-
-# ---- decoding: each function makes another, which writes a text and returns its tokens ----
-
-def our_text():
-    gpt.eval().to(getattr(torch, precision_name))
-
-    def text(number):
-        seeds = range(batch_size)
-        for _ in stream(gpt, prompt, new_tokens, 0.8, 200, num_samples=batch_size, seeds=seeds):
-            pass
+def texts_of(name, text):
+    """The Contender whose work is texts; text: a function like our_text()."""
+    def trial():
+        text(prompt[:, :1], 2)
         synchronize(torch_device)
-        return batch_size * new_tokens
-    return text
 
-
-def plain_text():
-    """One sample, as nanoGPT takes them one by one: each token from all tokens before it."""
-    net = plain_gpt().eval().to(getattr(torch, baseline_dtype))
-
-    @torch.no_grad()
-    def text(number):
-        idx = prompt
-        for _ in range(new_tokens):
-            logits, _ = net(idx[:, -block_size:])
-            logits = logits[:, -1].float() / 0.8  # (1, V)
-            top = logits.topk(min(200, vocab_size)).values
-            logits = logits.masked_fill(logits < top[:, -1:], -torch.inf)
-            idx_next = torch.multinomial(logits.softmax(dim=-1), num_samples=1)
-            idx = torch.cat([idx, idx_next], dim=1)
+    def work(number):
+        rows = text(prompt, new_tokens)
         synchronize(torch_device)
-        return new_tokens
-    return text
+        return rows * new_tokens
 
-
-def hugging_face_text():
-    net = hugging_face_gpt().eval().to(getattr(torch, baseline_dtype))
-
-    def text(number):
-        net.generate(prompt, attention_mask=torch.ones_like(prompt), pad_token_id=0,
-                     num_return_sequences=batch_size, do_sample=True, temperature=0.8, top_k=200,
-                     min_new_tokens=new_tokens, max_new_tokens=new_tokens)
-        synchronize(torch_device)
-        return batch_size * new_tokens
-    return text
+    return Contender(name, trial, work)
 
 
 # ---- preparation: each function prepares the documents and returns their tokens ----
@@ -249,7 +228,7 @@ def our_preparation(number):
     with tempfile.TemporaryDirectory() as folder:
         flags = [f'--dataset={folder}', f'--data_files={data_files}']
         cache = {'HF_DATASETS_CACHE': os.path.join(folder, 'cache')}
-        run_program(script, *flags, name=script, env={**os.environ, **cache})
+        baselines.run_python(script, *flags, name=script, env={**os.environ, **cache})
         size = 0
         for split in 'train', 'val':
             size += os.path.getsize(os.path.join(folder, f'{split}.bin'))
@@ -257,106 +236,91 @@ def our_preparation(number):
 
 
 def plain_preparation(number):
-    """nanoGPT's way: datasets maps documents to lists of ids on disk, then makes token files."""
-    files = sorted(glob.glob(os.path.expanduser(data_files)))
-    return int(run_program('-c', PLAIN_PREPARATION, *files, name='the baseline'))
+    return baselines.nanogpt_preparation(sorted(glob.glob(os.path.expanduser(data_files))))
 
 
-PLAIN_PREPARATION = '''
-import os, sys, tempfile
-import datasets, numpy, tiktoken
+# ---- baselines ----
 
-bpe = tiktoken.get_encoding("gpt2")
-tokens = 0
-
-def encode(document):
-    return {"encoded": [*bpe.encode_ordinary(document["text"]), bpe.eot_token]}
-
-with tempfile.TemporaryDirectory() as folder:
-    texts = datasets.load_dataset("parquet", data_files=sys.argv[1:], split="train",
-                                  cache_dir=folder)
-    texts = texts.train_test_split(test_size=0.0005, seed=1)
-    columns = texts["train"].column_names
-    encoded = texts.map(encode, num_proc=os.cpu_count(), remove_columns=columns)
-    for name, part in encoded.items():
-        with open(os.path.join(folder, name), "wb") as file:
-            for documents in part.with_format("numpy").iter(batch_size=len(part) // 1024 + 1):
-                numpy.concatenate(documents["encoded"]).astype("uint16").tofile(file)
-            tokens += file.tell() // 2
-print(tokens)
-'''
+def warmed_up_rival(name, compiled):
+    """The Contender of a baseline, ready to be timed; None if the GPU's memory is too small."""
+    try:
+        rival = make_rival(name, compiled)
+        rival.begin()
+        rival.warm_up(warmup_rounds)
+        return rival
+    except torch.OutOfMemoryError:
+        print(f'note: {name} runs out of memory, so it is left out')
+    return None
 
 
-def run_program(*arguments, name, env=None):
-    """stdout of python with these arguments. UserError if it fails."""
-    ended = subprocess.run([sys.executable, *arguments], capture_output=True, text=True,
-                           encoding='utf-8', env=env)
-    if ended.returncode != 0:
-        raise UserError(f'{name} failed: {ended.stderr.strip()[-500:]}')
-    return ended.stdout
+def make_rival(name, compiled):
+    if mode == 'train':
+        make_step = baselines.nanogpt_step
+        if baseline == 'hf':
+            make_step = baselines.transformers_step
+        return steps_of(name, make_step(shape, batch, torch_device, baseline_dtype, compiled))
+    if baseline == 'hf':
+        text = baselines.transformers_text(shape, batch_size, torch_device, baseline_dtype)
+    else:
+        text = baselines.nanogpt_text(shape, torch_device, baseline_dtype)
+    return texts_of(name, text)
 
 
-# ---- measurement ----
-
-class Contender:
-    """One of the programs that are timed in turns."""
-
-    def __init__(self, name, work):
-        self.name = name
-        self.work = work   # a function from a step's number to its tokens
-        self.seconds = []  # of each timed step
-        self.tokens = 0    # in a step
-
-    def time(self, number):
-        begin = time.perf_counter()
-        self.tokens = self.work(number)
-        self.seconds.append(time.perf_counter() - begin)
-
-    def median(self):
-        return statistics.median(self.seconds)
-
-    def speed(self):
-        """Tokens/s at the median."""
-        return self.tokens / self.median()
-
-
-# Ours.
+# ---- ours: build, compile, warm up ----
+warmup_rounds = math.ceil(warmup_steps / steps_a_sync)
+rounds = math.ceil(num_steps / steps_a_sync)
 gpt = None
 compiled = False
+memory, memory_kind = None, ''
 if mode == 'prepare':
-    ours = Contender('ours', our_preparation)
+    ours = Contender('ours', None, our_preparation)
 else:
     hardware = Hardware.here(torch_device, 1)  # while its memory is empty
-    gpt = place(plain_gpt(), torch_device)
+    gpt = place(GPT(shape), torch_device)
     if mode == 'train':
+        gpt.checkpointing = activation_checkpointing
+        gpt.residual_dtype = residual_dtype(bf16_residual, precision_name)
+        chosen_mode = compiling.choose_mode(gpt, torch_device, compile_mode)
+        has_graphs = compile and compiling.uses_cuda_graphs(chosen_mode, torch_device)
+        options = {'mode': chosen_mode}
         batch = batch_source()
-        ours = Contender('ours', our_train_step())
+        ours = steps_of('ours', our_step())
     else:
+        gpt.eval().to(getattr(torch, precision_name))
+        has_graphs = False
+        options = {'dynamic': True}  # each token makes the text longer
         prompt = torch.randint(vocab_size, (1, context), device=torch_device)
-        ours = Contender('ours', our_text())
-    if compile is None:
-        compile = mode == 'train' and torch_device.type == 'cuda'
+        ours = texts_of('ours', our_text)
+
+    if has_graphs:
+        compiling.keep_gradients(gpt)
     if compile:
-        lengths_change = None if mode == 'train' else True
-        compiled = compile_or_warn(gpt, lambda: ours.work(0), dynamic=lengths_change)
-for number in range(warmup_steps):
-    ours.work(number)
-memory, memory_kind = peak_memory(torch_device)  # before the baseline takes any
-
-# The baseline.
-theirs = None
-if baseline:
-    if mode == 'prepare':
-        work = plain_preparation
-    elif mode == 'train':
-        work = hugging_face_train_step() if baseline == 'hf' else plain_train_step()
+        compiled = ours.begin(partial(compiling.compile_or_warn, gpt, ours.trial, **options))
     else:
-        work = hugging_face_text() if baseline == 'hf' else plain_text()
-    theirs = Contender(baseline, work)
-    for number in range(warmup_steps):
-        theirs.work(number)
-contenders = [ours, theirs] if baseline else [ours]
+        ours.begin()
 
+    reset_peak_memory(torch_device)  # Inductor has tried kernels, which no later step does
+    ours.warm_up(warmup_rounds)
+    memory, memory_kind = peak_memory(torch_device)  # before the baseline takes any
+
+# ---- the baselines ----
+# Where ours is compiled, transformers is both eager and compiled, and nanoGPT's way compiled.
+versions = {}  # {name: whether it is compiled}
+if baseline and mode != 'prepare':
+    versions[baseline] = compiled and baseline == 'plain'
+if baseline == 'hf' and compiled and mode == 'train':
+    versions['hf compiled'] = True
+rivals = []
+for name, is_compiled in versions.items():
+    rival = warmed_up_rival(name, is_compiled)
+    if rival is not None:
+        rivals.append(rival)
+    release_memory(torch_device)
+if baseline == 'plain' and mode == 'prepare':
+    rivals.append(Contender('plain', None, plain_preparation))
+contenders = [ours, *rivals]
+
+# ---- measurement ----
 profiler = contextlib.nullcontext()
 if profile:
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -367,16 +331,18 @@ if profile:
     with explained(OSError, prefix='the trace cannot be written: '):
         os.makedirs('bench_log', exist_ok=True)
 
-# They take turns, so that whatever else the machine does slows down both.
+# They take turns, so that whatever else the machine does slows down all of them. On a GPU, each
+# gets the memory that the one before has kept, and allocates its own in a step that is not timed.
+takes_memory = torch_device.type == 'cuda' and mode != 'prepare' and bool(rivals)
 with profiler:
-    for number in range(warmup_steps, warmup_steps + num_steps):
-        ours.time(number)
-        # Once the baseline has run, the peak may be its own.
-        peak_is_ours = not baseline or (mode == 'prepare' and number == 0)
-        if peak_is_ours:
-            memory, memory_kind = peak_memory(torch_device, children=mode == 'prepare')
-        if baseline:
-            theirs.time(number)
+    for number in range(warmup_rounds, warmup_rounds + rounds):
+        for contender in contenders:
+            if takes_memory:
+                release_memory(torch_device)
+                contender.trial()
+            contender.time(number)
+            if mode == 'prepare' and memory is None:
+                memory, memory_kind = peak_memory(torch_device, children=True)
 
 # ---- figures ----
 if profile:
@@ -390,12 +356,25 @@ if profile:
           'cost of tracing')
 
 print(f'machine  {hardware_name(torch_device)}, torch {torch.__version__}')
+planned = None
 if gpt is not None:
-    print(f'numbers  {precision_name}, {"compiled" if compiled else "eager"}')
-    size = RunSize(batch_size, checkpointing=activation_checkpointing)
-    summary = Plan(gpt, size, hardware, precision_name).summary()
+    compiled_how = f'compiled ({options.get("mode", "default")})' if compiled else 'eager'
+    print(f'numbers  {precision_name}, {compiled_how}')
+    # Muon keeps one number for each parameter that it trains, AdamW two.
+    moments = 2.0
+    update_memory = 0
+    if optimizer == 'muon':
+        muon_parameters = sum(matrix.numel() for matrix in muon_matrices(gpt))
+        moments -= muon_parameters / gpt.get_num_params(non_embedding=False)
+        update_memory = temporary_memory(gpt)
+    size = RunSize(batch_size, checkpointing=activation_checkpointing, moments=moments,
+                   update_memory=update_memory, compiled=compiled)
+    plan = Plan(gpt, size, hardware, precision_name)
+    summary = plan.summary()
     labels = ['model', 'step', 'compute', 'memory', 'disk'] if mode == 'train' else ['model']
     print_summary({label: summary[label] for label in labels})
+    if mode == 'train':
+        planned = sum(plan.memory.values())
 
 if mode == 'train':
     work = f'a step of {batch_size} x {block_size} tokens'
@@ -403,41 +382,55 @@ elif mode == 'decode':
     work = f'{batch_size} x {new_tokens} tokens after {context}'
 else:
     work = f'{ours.tokens:,} tokens'
+how_often = f'{rounds}'
+if steps_a_sync > 1:
+    how_often += f' rounds of {steps_a_sync} steps'
 for contender in contenders:
     median = 1000 * contender.median()
     shortest, longest = 1000 * min(contender.seconds), 1000 * max(contender.seconds)
-    print(f'{contender.name:8} {median:.2f} ms for {work}, the median of {num_steps} '
+    print(f'{contender.name:8} {median:.2f} ms for {work}, the median of {how_often} '
           f'({shortest:.2f} to {longest:.2f}): {contender.speed():,.0f} tokens/s')
+    if mode == 'train':
+        print(f'         its first step took {short_time(contender.start)}')
+    if mode == 'decode':
+        print(f'         its first text took {1000 * contender.first:.2f} ms, after '
+              f'{short_time(contender.start)} for two tokens')
 
 mfu = None
 if mode == 'train':
     mfu = gpt.estimate_mfu(batch_size, ours.median())
     print('MFU      n/a' if mfu is None else f'MFU      {mfu:.1%}')
 held = 'n/a' if memory is None else f'{memory / 1e6:,.0f} MB'
-print(f'held     {held} at the peak, {memory_kind}')
+against_plan = '' if planned is None else f'; planned: {short_bytes(planned)}'
+print(f'held     {held} at the peak, {memory_kind}{against_plan}')
 
 figures = {
     'mode': mode,
-    'ms_per_step': 1000 * ours.median(),
-    'tokens_per_s': ours.speed(),
+    **ours.figures(),
     'mfu': mfu,
     'peak_memory_bytes': memory,
+    'peak_memory_kind': memory_kind,
+    'planned_memory_bytes': planned,
+    'device': str(torch_device),
     'device_name': hardware_name(torch_device),
     'torch': torch.__version__,
     'precision': precision_name,
     'compiled': compiled,
+    'compile_mode': options.get('mode', 'default') if compiled else None,
+    'contenders': [contender.figures() for contender in contenders],
     'config': {**config, 'batch_size': batch_size, 'num_steps': num_steps,
-               'warmup_steps': warmup_steps},
+               'warmup_steps': warmup_steps, 'steps_a_sync': steps_a_sync, 'compile': compile},
 }
-if baseline:
-    ratio = ours.speed() / theirs.speed()
-    rounds = []
-    for our_seconds, their_seconds in zip(ours.seconds, theirs.seconds, strict=True):
-        rounds.append((ours.tokens / our_seconds) / (theirs.tokens / their_seconds))
-    print(f'ratio    {ratio:.2f} of the medians ({min(rounds):.2f} to {max(rounds):.2f} of the '
-          'rounds)')
+if rivals:
+    fastest = max(rivals, key=Contender.speed)
+    ratio = ours.speed() / fastest.speed()
+    ratios = []
+    for our_seconds, their_seconds in zip(ours.seconds, fastest.seconds, strict=True):
+        ratios.append((ours.tokens / our_seconds) / (fastest.tokens / their_seconds))
+    print(f'ratio    {ratio:.2f} of the medians, against {fastest.name} ({min(ratios):.2f} to '
+          f'{max(ratios):.2f} of the rounds)')
     figures['baseline'] = baseline
-    figures['baseline_tokens_per_s'] = theirs.speed()
+    figures['baseline_tokens_per_s'] = fastest.speed()
     figures['ratio'] = ratio
 if json:
     with explained(OSError, prefix='json: '), open(json, 'w', encoding='utf-8') as file:

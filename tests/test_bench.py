@@ -1,10 +1,16 @@
 """bench.py: its figures, and where it takes its tokens from."""
 import json
+import re
 import sys
 
 import pytest
+import torch
 from conftest import TINY, refused, run, run_here, succeeded
 
+from plaingpt.benchmarking import baselines
+from plaingpt.inference import engine
+from plaingpt.planning import hardware
+from plaingpt.system import compiling, devices
 from plaingpt.text.tokenizers import GPT2Tokenizer
 
 KEYS = {key: TINY[key]
@@ -23,6 +29,8 @@ def test_the_figures_are_consistent_and_random_tokens_are_noted(tmp_path, monkey
     figures = figures_of(tmp_path / 'figures.json')
     assert figures['tokens_per_s'] == pytest.approx(4 * 16 / figures['ms_per_step'] * 1000)
     assert figures['peak_memory_bytes'] > 1e6 and figures['mfu'] is None
+    assert figures['planned_memory_bytes'] > 1e6
+    assert figures['ms_min'] <= figures['ms_per_step'] <= figures['ms_max']
     assert f"{figures['ms_per_step']:.2f} ms" in stdout and 'MFU      n/a' in stdout
     assert not (tmp_path / 'bench_log').exists()
 
@@ -39,6 +47,113 @@ def test_a_baseline_takes_turns_and_the_ratio_is_that_of_the_speeds(tmp_path, mo
     assert figures['ratio'] == pytest.approx(ratio)
     assert figures['tokens_per_s'] == pytest.approx(tokens / figures['ms_per_step'] * 1000)
     assert f"ratio    {figures['ratio']:.2f}" in stdout and f'\n{baseline:8} ' in stdout
+
+
+# ---- what is measured, and in which order ----
+
+def test_several_steps_wait_once_and_are_reported_per_step(tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr(devices, 'synchronize', waits.append)
+    keys = dict(KEYS, num_steps=6, warmup_steps=3, steps_a_sync=3, real_data=False)
+    stdout = succeeded(run_here('bench.py', **keys, json=tmp_path / 'figures.json'))
+    assert len(waits) == 1 + 1 + 2  # the first step alone, the warm-up, the timed steps
+    assert 'the median of 2 rounds of 3 steps' in stdout
+    figures = figures_of(tmp_path / 'figures.json')
+    assert figures['tokens_per_s'] == pytest.approx(4 * 16 / figures['ms_per_step'] * 1000)
+
+
+def test_the_first_text_is_the_first_use_of_its_lengths(tmp_path, monkeypatch):
+    asked = []
+    original = engine.stream
+
+    def stream(gpt, idx, max_new_tokens, *arguments, **options):
+        asked.append((idx.size(1), max_new_tokens))
+        return original(gpt, idx, max_new_tokens, *arguments, **options)
+
+    monkeypatch.setattr(engine, 'stream', stream)
+    keys = dict(KEYS, mode='decode', context=3, new_tokens=5, num_steps=2)
+    stdout = succeeded(run_here('bench.py', **keys, json=tmp_path / 'figures.json'))
+    assert asked == [(1, 2), (3, 5), (3, 5), (3, 5)]
+    figures = figures_of(tmp_path / 'figures.json')
+    assert f"its first text took {figures['first_ms']:.2f} ms" in stdout
+
+
+def test_the_peak_is_that_of_our_steps_alone(monkeypatch):
+    events = []
+
+    def noted(module, name):
+        original = getattr(module, name)
+
+        def function(*arguments, **options):
+            events.append(name)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(module, name, function)
+
+    noted(hardware, 'peak_memory')  # which the plan needs
+    noted(devices, 'peak_memory')
+    noted(devices, 'reset_peak_memory')
+    noted(devices, 'synchronize')
+    noted(baselines, 'nanogpt_step')
+    succeeded(run_here('bench.py', **KEYS, real_data=False, baseline='plain'))
+    # The first step, in which torch.compile tries kernels, comes before; the baseline after it.
+    assert events[:6] == ['peak_memory', 'synchronize', 'reset_peak_memory', 'synchronize',
+                          'peak_memory', 'nanogpt_step']
+    assert events.count('peak_memory') == 2
+
+
+def test_transformers_competes_eager_and_compiled_and_the_faster_counts(tmp_path, monkeypatch):
+    def compile_or_warn(gpt, trial, **options):
+        trial()
+        return True
+
+    original = baselines.transformers_step
+    versions = []
+
+    def transformers_step(*arguments):
+        *others, compiled = arguments
+        versions.append(compiled)
+        return original(*others, False)  # torch.compile itself would take half a minute
+
+    monkeypatch.setattr(compiling, 'compile_or_warn', compile_or_warn)
+    monkeypatch.setattr(baselines, 'transformers_step', transformers_step)
+    keys = dict(KEYS, real_data=False, baseline='hf', compile=True)
+    succeeded(run_here('bench.py', **keys, json=tmp_path / 'figures.json'))
+    assert versions == [False, True]
+    figures = figures_of(tmp_path / 'figures.json')
+    ours, eager, compiled = figures['contenders']
+    assert [ours['name'], eager['name'], compiled['name']] == ['ours', 'hf', 'hf compiled']
+    faster = max(eager['tokens_per_s'], compiled['tokens_per_s'])
+    assert figures['ratio'] == pytest.approx(ours['tokens_per_s'] / faster)
+
+
+def test_a_baseline_that_runs_out_of_memory_is_left_out(tmp_path, monkeypatch):
+    def transformers_step(*arguments):
+        raise torch.OutOfMemoryError('no room')
+
+    monkeypatch.setattr(baselines, 'transformers_step', transformers_step)
+    keys = dict(KEYS, real_data=False, baseline='hf')
+    stdout = succeeded(run_here('bench.py', **keys, json=tmp_path / 'figures.json'))
+    assert 'hf runs out of memory' in stdout
+    figures = figures_of(tmp_path / 'figures.json')
+    assert [contender['name'] for contender in figures['contenders']] == ['ours']
+    assert 'ratio' not in figures
+
+
+def test_the_optimizer_is_the_one_asked_for_and_the_plan_knows_it():
+    keys = dict(KEYS, real_data=False, n_embd=256)
+    state = {}  # megabytes of it in the plan
+    for optimizer in 'adamw', 'muon':
+        stdout = succeeded(run_here('bench.py', **keys, optimizer=optimizer))
+        state[optimizer] = float(re.search(r'optimizer state ([\d.]+) MB', stdout)[1])
+    matrices = 2 * 12 * 256 ** 2  # numbers, in two blocks: Muon keeps one less for each
+    assert state['adamw'] - state['muon'] == pytest.approx(4 * matrices / 1e6, rel=0.01)
+
+
+def test_the_residual_stream_can_be_bfloat16(tmp_path):
+    keys = dict(KEYS, real_data=False, bf16_residual=True, dtype='bfloat16')
+    succeeded(run_here('bench.py', **keys, json=tmp_path / 'figures.json'))
+    assert figures_of(tmp_path / 'figures.json')['config']['bf16_residual'] is True
 
 
 @pytest.mark.parametrize('mode', ['train', 'decode'])
@@ -100,6 +215,8 @@ def test_data_with_a_larger_vocabulary_is_not_used(char_data):
     (dict(mode='decode', baseline='hf', context=1000, new_tokens=99), 'is more'),
     (dict(mode='prepare', data_files='texts/no', num_steps=1), 'texts/no'),
     (KEYS | dict(real_data=False, json='no/folder.json'), 'json: '),
+    (KEYS | dict(compile_mode='fast'), 'compile_mode='),
+    (KEYS | dict(bf16_residual=True, dtype='float32'), 'bf16_residual=True needs dtype=bfloat16'),
 ], ids=str)
 def test_what_cannot_be_measured_is_refused_in_one_sentence(keys, sentence):
     assert sentence in refused(run_here('bench.py', **keys))

@@ -1,0 +1,1 @@
+"""What bench.py compares this repository with."""
