@@ -133,8 +133,9 @@ def round_up(number, multiple):
 class Kernels:
     """Operations that some hardware can compute faster; these are torch's own.
 
-    GPT.use_kernels() replaces them by those of another object. On a CPU, place() in
-    plaingpt/system/devices.py chooses CpuKernels. Decoding with a cache uses torch's attention."""
+    GPT.use_kernels() replaces them by those of another object: place(), in
+    plaingpt/system/devices.py, chooses CpuKernels on a CPU and CudaKernels on a GPU. Decoding with
+    a cache uses torch's attention directly."""
     prefers_loss_in_parts = False  # whether to compute the loss without ever holding all logits
 
     def dropout(self, x, p):
@@ -209,18 +210,22 @@ def alibi_bias(config, positions, visible):
 
 # ---- blocks ----
 
-class RMSNorm(nn.RMSNorm):
-    """RMSNorm [5], (…, C) to (…, C), in the precision of its input."""
+def rms_norm(x, weight=None):
+    """RMSNorm [5] over the channels of x, (…, C) to (…, C), in the precision of x."""
+    if weight is not None:
+        weight = weight.to(x.dtype)  # torch's fast kernel wants one precision for both
+    y = F.rms_norm(x, x.shape[-1:], weight, NORM_EPS)
+    return y.to(x.dtype)  # on CUDA, autocast returns float32 from torch 2.13 on
 
+
+class RMSNorm(nn.RMSNorm):
     def forward(self, x):
-        # torch's fast kernel wants both in one precision, and autocast leaves them as they are.
-        weight = self.weight.to(x.dtype)
-        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+        return rms_norm(x, self.weight)
 
 
 def make_norm(config):
     if config.norm == 'rmsnorm':
-        return RMSNorm(config.n_embd, eps=NORM_EPS)
+        return RMSNorm(config.n_embd)
     return nn.LayerNorm(config.n_embd, eps=NORM_EPS, bias=config.bias)
 
 
@@ -230,8 +235,8 @@ def decoding_attention(q, k, v, mask):
     mask: (B, 1 or nh, 1, positions), -inf where a row has nothing to see; None: all is seen."""
     B, nh, _, hs = q.shape
     nkv = k.size(1)
-    # The queries that share a head of keys stand side by side, like several positions of one head:
-    # then every kernel serves, whether heads are grouped or not.
+    # Queries that share a head of keys become positions of one head, so grouped heads need no
+    # kernel of their own.
     q = q.to(k.dtype).reshape(B, nkv, nh // nkv, hs)
     if mask is not None and mask.size(1) == nh:
         mask = mask.reshape(B, nkv, nh // nkv, -1)
@@ -272,7 +277,7 @@ class CausalSelfAttention(nn.Module):
         qkv = qkv.view(B, T, qk_heads + self.n_kv_head, self.head_size)
         qk, v = qkv.split([qk_heads, self.n_kv_head], dim=2)
         if self.qk_norm:
-            qk = F.rms_norm(qk, (self.head_size,), eps=NORM_EPS)
+            qk = rms_norm(qk)
         if angles is not None:
             qk = rotate(qk, angles)
         q, k = qk.split([self.n_head, self.n_kv_head], dim=2)  # (B, T, nh, hs), (B, T, nkv, hs)

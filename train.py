@@ -155,12 +155,12 @@ if is_resumed:
 # ---- data ----
 data_dir = folder_of(dataset)
 may_prepare = prepare and not plan and dataset != 'openwebtext'  # which is 54 GB
-if may_prepare and is_main:
-    prepare_if_missing(data_dir)
-process.wait()
-if may_prepare and process.local_rank == 0:  # on machines that do not share the first one's disk
-    prepare_if_missing(data_dir)
-process.wait()
+with process.together():
+    if may_prepare and is_main:
+        prepare_if_missing(data_dir)
+with process.together():  # on machines that do not share the first one's disk
+    if may_prepare and process.local_rank == 0:
+        prepare_if_missing(data_dir)
 if not process.agree(resuming.fingerprint(saved)):
     raise UserError(f'the processes find different states in {out_dir}, which must be on a disk '
                     'that all share')
@@ -345,6 +345,7 @@ if compiled:
     elif has_graphs:
         compiling.keep_gradients(gpt)
     compiled = compiling.compile_or_warn(gpt, trial, mode=chosen_mode)
+    has_graphs = has_graphs and compiled
     gpt.zero_grad(set_to_none=not has_graphs)
 
 # ---- summary ----

@@ -2,7 +2,8 @@
 Text generation: one new token for each row of a batch after another, with a key-value cache.
 
 window.py keeps the tokens of each row and computes their logits, cache.py the keys and values,
-sampling.py chooses from the logits, and graphs.py makes a GPU repeat all that at once.
+sampling.py chooses from the logits, and graphs.py records these steps as CUDA graphs, so that a
+GPU gets each with one launch.
 
 Shapes in comments: B prompts, T time (positions), V vocabulary, rows = B x num_samples.
 """

@@ -16,8 +16,9 @@ from plaingpt.system.messages import warn
 # attention takes masks of such lengths without copying them.
 LENGTH_MULTIPLE = 128
 
-# Fewer steps are not worth a graph. On the host, recording GPT-2's takes 1.5 ms, a step without
-# one 1.2 and a replay 0.01 (AMD EPYC, without the driver's share, such as building the graph).
+# A graph costs more than a step: its recording waits for the device, and gives cached memory back
+# to the driver. For fewer steps than these it may not pay; not measured on a GPU yet. The host
+# alone takes 1.5 ms to record GPT-2's, 1.2 for a step without it, 0.01 to replay it (AMD EPYC).
 WORTH_RECORDING = 8
 
 
@@ -31,6 +32,7 @@ class DecodingGraphs:
 
     step: a function of `visible`, how many positions it sees. Whatever else it needs and changes
     lies in tensors on the device, and stays in place."""
+    failed = False  # whether a recording has failed in this process; then none is tried again
 
     def __init__(self, step, device):
         self.step = step
@@ -38,7 +40,6 @@ class DecodingGraphs:
         self.pool = None   # the memory that all graphs share; only one of them runs at a time
         self.graphs = {}   # by visible
         self.warm = False  # whether a step has run: libraries set themselves up in the first one
-        self.failed = False
 
     def run(self, visible, steps):
         """Runs one step; steps: how many will see this many positions, with this one."""
@@ -58,13 +59,14 @@ class DecodingGraphs:
             self.pool = torch.cuda.graph_pool_handle()
         try:
             graph = record(functools.partial(self.step, visible), self.pool, self.device)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            cause = error.__context__ or error  # ending a failed recording raises an error, too
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
             # A changed model may do what a graph can't hold, such as printing a value. If the step
             # itself is wrong, it raises its error again when it runs without a graph.
-            self.failed = True
-            reason = ' '.join(str(error).split())[:200]
+            DecodingGraphs.failed = True
+            reason = ' '.join(str(cause).split())[:200]
             warn(f'no CUDA graph can be recorded, so decoding is slower ({reason})')
             return None
         self.graphs[visible] = graph
@@ -74,8 +76,12 @@ class DecodingGraphs:
 def record(function, pool, device):
     """The kernels that a function would run on a device, as a graph that holds memory of a pool."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, stream=recording_stream(device)):
-        function()
+    stream = torch.cuda.current_stream(device)
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=recording_stream(device)):
+            function()
+    finally:
+        torch.cuda.set_stream(stream)  # if the recording fails, torch does not
     return graph
 
 

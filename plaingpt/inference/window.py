@@ -22,7 +22,7 @@ class Window:
     beginning, so the remaining tokens must then be read again.
 
     What decode() and append() read and write stays in place, so that a CUDA graph can repeat them.
-    The host counts along in count_token(), so that only a move of a window waits for the device."""
+    The host counts along in count_token(), so it waits for the device only when a window moves."""
 
     def __init__(self, model, prompts, lengths, num_samples, max_new_tokens, stride, context_size):
         """prompts: int64 (B, T), which all end in the last column; lengths: tokens of each.
@@ -82,8 +82,7 @@ class Window:
     # ---- logits ----
 
     def must_read(self):
-        """Whether some row needs more than the pass of one position: at first, or when it is full.
-        """
+        """Whether the next logits need read(): at the start, and when a row's window is full."""
         return not self.has_started or max(self.sizes) > self.context_size
 
     def read(self):
@@ -109,7 +108,7 @@ class Window:
         return longest
 
     def steps_at_this_length(self):
-        """How many decode() in a row can see as many positions as the next one."""
+        """How many steps in a row, with the next one, see visible() positions."""
         until_longer = min(self.visible(), self.context_size) - max(self.sizes) + 1
         until_the_end = self.tokens.size(1) - self.filled
         return min(until_longer, until_the_end)

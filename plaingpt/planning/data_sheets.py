@@ -44,7 +44,6 @@ DATA_SHEETS = {
     # One of its two dies, since torch sees each as a device.
     r'\bMI250X\b':         DataSheet(191.5e12, 64e9, 1.6e12),
 }
-# NVIDIA's cards of a compute capability below 8.
 BEFORE_AMPERE = r'\b(V100|T4)\b'
 WITHOUT_TF32 = r'\b(V100|T4|MI250X)\b'
 
@@ -59,13 +58,10 @@ def data_sheet(device_name):
     return None
 
 
-def lacks_bfloat16(device_name):
-    """Whether a device multiplies in float16 only, among the 16-bit formats."""
-    return re.search(BEFORE_AMPERE, device_name, re.IGNORECASE) is not None
+def is_before_ampere(device_name):
+    """Whether a device is an NVIDIA card of a compute capability below 8.
 
-
-def lacks_flash(device_name):
-    """Whether a device has no FlashAttention in torch, so that grouped heads must be repeated."""
+    Such a card has neither bfloat16 nor, in torch, FlashAttention."""
     return re.search(BEFORE_AMPERE, device_name, re.IGNORECASE) is not None
 
 

@@ -4,7 +4,7 @@ The hardware that a run is planned for: this machine, or cards that are known by
 import os
 from typing import NamedTuple
 
-from plaingpt.planning.data_sheets import data_sheet, lacks_flash, lacks_tf32
+from plaingpt.planning.data_sheets import data_sheet, is_before_ampere, lacks_tf32
 from plaingpt.planning.memory import usable
 from plaingpt.system.cuda_kernels import CudaKernels
 from plaingpt.system.devices import (cpu_capabilities, device_memory, hardware_name, peak_memory)
@@ -52,7 +52,7 @@ class Hardware(NamedTuple):
         if precision == 'float32':
             flops /= 8 if lacks_tf32(name) else 2
         return cls(name, count, 'cuda', usable(sheet.memory), flops,
-                   has_flash=not lacks_flash(name))
+                   has_flash=not is_before_ampere(name))
 
 
 def has_float32_buffers():

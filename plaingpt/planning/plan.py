@@ -18,11 +18,11 @@ import torch
 
 from model import GPTConfig
 from plaingpt.planning.counts import parameters
-from plaingpt.planning.data_sheets import data_sheet, lacks_bfloat16
+from plaingpt.planning.data_sheets import data_sheet, is_before_ampere
 from plaingpt.planning.hardware import Hardware
 from plaingpt.planning.memory import resident_memory, step_memory
 from plaingpt.planning.run_size import RunSize
-from plaingpt.planning.speed import measured_peak, measured_step
+from plaingpt.planning.speed import StepSettings, measured_peak, measured_step
 from plaingpt.planning.units import short_bytes, short_number, short_time
 from plaingpt.system.devices import check_device, precision, residual_dtype, set_up_math
 from plaingpt.system.messages import RANK, complaints, print0
@@ -222,8 +222,10 @@ class Plan:
             return make_optimizer(gpt, run, device.type)
 
         peak = measured_peak(device, getattr(torch, name))
-        micro_batch, update = measured_step(config, size.batch_size, device, run['dtype'],
-                                            size.compiled, size.checkpointing, optimizer_of)
+        settings = StepSettings(run['dtype'], size.compiled, run['compile_mode'],
+                                run['bf16_residual'], size.checkpointing)
+        micro_batch, update = measured_step(config, size.batch_size, device, settings,
+                                            optimizer_of)
         step = micro_batch * size.micro_batches / count + update
         # An evaluation goes forward through batches of both splits, a third of the work.
         batches = 2 * math.ceil(size.eval_batches / count)
@@ -247,7 +249,7 @@ def print_plan(gpt, run, data_tokens, steps_done):
     if name:
         precision_name = run['dtype']
         if precision_name == 'auto':
-            precision_name = 'float16' if lacks_bfloat16(name) else 'bfloat16'
+            precision_name = 'float16' if is_before_ampere(name) else 'bfloat16'
         hardware = Hardware.named(name, count, precision_name)
         gpt.residual_dtype = residual_dtype(run['bf16_residual'], precision_name)
         plan = Plan.of_run(gpt, run, hardware, precision_name, data_tokens, steps_done)

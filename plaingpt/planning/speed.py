@@ -10,13 +10,23 @@ import torch
 
 from model import GPT
 from plaingpt.planning.counts import parameters
-from plaingpt.system.compiling import compile_or_warn
-from plaingpt.system.devices import place, precision, synchronize
+from plaingpt.system.compiling import (choose_mode, compile_or_warn, keep_gradients,
+                                       uses_cuda_graphs)
+from plaingpt.system.devices import place, precision, residual_dtype, synchronize
 from plaingpt.training.guard import Guard
 from plaingpt.training.processes import Process
 
 # A step of a larger model is not measured whole, but at two depths of at most so many parameters.
 MEASURED_PARAMETERS = 2 * 10 ** 8
+
+
+class StepSettings(NamedTuple):
+    """How a step is computed; the fields are keys of train.py, except for `compiled`."""
+    dtype: str = 'auto'
+    compiled: bool = False  # whether torch.compile is used
+    compile_mode: str = 'auto'
+    bf16_residual: bool = False
+    activation_checkpointing: bool = False
 
 
 class StepTime(NamedTuple):
@@ -43,19 +53,18 @@ def measured_bandwidth(device):
     return 2 * source.nbytes / seconds
 
 
-def measured_step(config, batch_size, device, dtype, compiled, checkpointing, make_optimizer=None):
+def measured_step(config, batch_size, device, settings, make_optimizer=None):
     """StepTime of a GPT with this GPTConfig, on random tokens, as train.py computes a step.
 
-    batch_size: sequences in a micro-batch; dtype: as in train.py; compiled: whether to compile;
-    checkpointing: train.py's activation_checkpointing; make_optimizer: a function from a GPT to its
-    optimizer, None: AdamW.
+    batch_size: sequences in a micro-batch; settings: StepSettings; make_optimizer: a function from
+    a GPT to its optimizer, None: AdamW.
 
     It takes some seconds and little memory, whatever the model: a micro-batch is scaled up from a
     few sequences, and a large model from two depths, whose difference is the time of a block."""
     block_parameters = 12 * config.n_embd ** 2
     depth = max(2, MEASURED_PARAMETERS // block_parameters)
     depth = min(config.n_layer, depth)
-    deep = _Measured(replace(config, n_layer=depth), device, dtype, compiled, checkpointing)
+    deep = _Measured(replace(config, n_layer=depth), device, settings)
 
     # As many sequences as take about two seconds.
     seconds = min(_timed(lambda: deep.micro_batch(1), device, repetitions=1, seconds=0))
@@ -66,7 +75,7 @@ def measured_step(config, batch_size, device, dtype, compiled, checkpointing, ma
     update = deep.timed_update(make_optimizer) / share_measured
 
     if depth < config.n_layer:
-        shallow = _Measured(replace(config, n_layer=1), device, dtype, compiled, checkpointing)
+        shallow = _Measured(replace(config, n_layer=1), device, settings)
         shallow_micro_batch = shallow.timed_micro_batch(rows) * batch_size / rows
         block = (micro_batch - shallow_micro_batch) / (depth - 1)
         micro_batch += (config.n_layer - depth) * block
@@ -76,26 +85,33 @@ def measured_step(config, batch_size, device, dtype, compiled, checkpointing, ma
 class _Measured:
     """A GPT whose training steps are timed."""
 
-    def __init__(self, config, device, dtype, compiled, checkpointing):
+    def __init__(self, config, device, settings):
         self.config = config
         self.device = device
-        self.compiled = compiled
-        _, self.autocast, self.scaler = precision(device, dtype, config.n_embd)
+        self.compiled = settings.compiled
+        name, self.autocast, self.scaler = precision(device, settings.dtype, config.n_embd)
         self.gpt = place(GPT(config), device)
-        self.gpt.checkpointing = checkpointing
+        self.gpt.residual_dtype = residual_dtype(settings.bf16_residual, name)
+        self.gpt.checkpointing = settings.activation_checkpointing
+        self.mode = choose_mode(self.gpt, device, settings.compile_mode)
+        self.has_graphs = settings.compiled and uses_cuda_graphs(self.mode, device)
 
     def micro_batch(self, rows):
         """Computes the gradients of so many sequences."""
         shape = rows, self.config.block_size
         tokens = torch.randint(self.config.vocab_size, shape, device=self.device)
+        if self.has_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         with self.autocast():
             _, loss = self.gpt(tokens, tokens, with_logits=False)
         self.scaler.scale(loss).backward()
 
     def timed_micro_batch(self, rows):
         """Seconds of micro_batch(), of the compiled model if that is asked for."""
+        if self.has_graphs:
+            keep_gradients(self.gpt)
         if self.compiled:
-            compile_or_warn(self.gpt, lambda: self.micro_batch(rows))
+            compile_or_warn(self.gpt, lambda: self.micro_batch(rows), mode=self.mode)
         return statistics.median(_timed(lambda: self.micro_batch(rows), self.device, seconds=3))
 
     def timed_update(self, make_optimizer):

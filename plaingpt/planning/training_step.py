@@ -184,7 +184,10 @@ class TrainingStep:
         gradients = {'gelu': 1, 'relu2': 3, 'swiglu': 2}[self.config.mlp]
         hidden_size = size * gradients
         if self.activations.squares_in_float32:
-            hidden_size = 4 * 4 - size  # four in float32, less the square in 16 bits
+            gradients_in_float32 = 4
+            float32_size = 4
+            # Less the square in 16 bits.
+            hidden_size = gradients_in_float32 * float32_size - size
         around_the_activation = size * C + hidden_size * width
         if not self.float32_buffers:
             return self.tokens * around_the_activation

@@ -25,17 +25,19 @@ class CudaKernels(Kernels):
     def causal_attention(self, q, k, v, p, bias=None, grouped=False):
         # Only flash attention takes grouped heads, and it takes neither float32 nor a bias. Heads
         # repeated for each query are small beside the T x T weights of the math kernel.
-        flash_serves = self.has_flash and q.dtype != torch.float32 and bias is None
+        # (Autocast gives all three the precision of v.)
+        flash_serves = self.has_flash and v.dtype != torch.float32 and bias is None
         if grouped and not flash_serves:
             queries_a_head = q.size(1) // k.size(1)
             k = k.repeat_interleave(queries_a_head, dim=1)
             v = v.repeat_interleave(queries_a_head, dim=1)
             grouped = False
 
-        # cuDNN (torch 2.11) may round the rate of dropout to a multiple of 1/16.
-        cudnn_would_round = (16 * p) % 1 != 0
-        context = without_cudnn_attention() if cudnn_would_round else contextlib.nullcontext()
-        with context:
+        # Some of cuDNN's kernels know the rate of dropout only in steps of 1/16; torch 2.11 chooses
+        # them all the same.
+        is_exact = (16 * p) % 1 == 0
+        allowed_kernels = contextlib.nullcontext() if is_exact else without_cudnn_attention()
+        with allowed_kernels:
             return super().causal_attention(q, k, v, p, bias, grouped)
 
 

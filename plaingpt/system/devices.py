@@ -2,6 +2,7 @@
 The device a script computes on: which one, in which precision, and how much memory it has.
 """
 import contextlib
+import gc
 import os
 import platform
 import re
@@ -69,16 +70,23 @@ def has_kernels(capability, architectures):
     """Whether code for these architectures runs on a GPU of this compute capability.
 
     capability: (major, minor); architectures: as torch.cuda.get_arch_list() names them."""
-    numbers = [re.fullmatch(r'(sm|compute)_(\d+)(\d)', name) for name in architectures]
-    numbers = [match.groups() for match in numbers if match]
-    if not numbers:
+    built_for = []
+    for name in architectures:
+        match = re.fullmatch(r'(sm|compute)_(\d+)(\d)([af]?)', name)
+        if match:
+            built_for.append(match.groups())
+    if not built_for:
         return True  # the names are others, as those of AMD's GPUs
-    for kind, major, minor in numbers:
-        built_for = (int(major), int(minor))
-        # Machine code (sm) runs on the same or a later minor version; PTX (compute) is translated
-        # for any later GPU.
-        same_major = built_for[0] == capability[0]
-        if built_for <= capability and (kind == 'compute' or same_major):
+
+    for kind, major, minor, suffix in built_for:
+        version = (int(major), int(minor))
+        if suffix == 'a':
+            runs = version == capability  # it uses what this version alone has
+        elif kind == 'sm' or suffix == 'f':
+            runs = version[0] == capability[0] and version <= capability
+        else:
+            runs = version <= capability  # PTX, which is translated for any later GPU
+        if runs:
             return True
     return False
 
@@ -134,7 +142,7 @@ def residual_dtype(bf16_residual, precision_name):
 
 
 def set_up_math(seed, device):
-    """Seeds torch; on CUDA makes this GPU the current one, and float32 products use TF32."""
+    """Seeds torch; on CUDA also makes this GPU the current one and allows TF32 in products."""
     torch.manual_seed(seed)
     if device.type == 'cuda':
         torch.cuda.set_device(device)
@@ -222,6 +230,7 @@ def reset_peak_memory(device):
 def release_memory(device):
     """Gives memory that torch keeps for later tensors back to the GPU."""
     if device.type == 'cuda':
+        gc.collect()  # a compiled model is a cycle of objects, which keeps its weights
         torch.cuda.empty_cache()
 
 

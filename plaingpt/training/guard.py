@@ -44,8 +44,8 @@ class Guard:
         self.scaler = scaler
         self.clip_limit = grad_clip or math.inf
 
-        # Most optimizers leave the weights alone if their found_inf is 1, so the host need not know
-        # whether a step is skipped. With the others it waits for the device at each step.
+        # An optimizer that can skip a step reads found_inf on the device, so the host never waits.
+        # With the others the host reads it at each step.
         self.must_wait = not can_skip(optimizer, process.device.type)
 
         def zero(dtype):

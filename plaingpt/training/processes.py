@@ -91,9 +91,10 @@ class Process:
 
     @contextlib.contextmanager
     def together(self):
-        """A context in which a UserError of one rank ends all of them, on other machines too.
+        """A context that ends on all ranks with a UserError if any rank raises one inside.
 
-        Each rank that had no error of its own raises that of the first that had one."""
+        A rank without an error of its own raises that of the lowest rank that has one. Other
+        exceptions are not shared."""
         own_sentence = None
         try:
             yield

@@ -69,6 +69,7 @@ class RecordedOperations(TorchDispatchMode):
 def recordings(monkeypatch):
     """Makes a CPU decode as a GPU does; a list of the recordings, with a None for each replay."""
     seen = []
+    monkeypatch.setattr(graphs.DecodingGraphs, 'failed', False)
 
     def record(function, pool, device):
         assert pool == 'the pool'
@@ -178,16 +179,22 @@ def test_a_model_that_needs_a_value_decodes_without_graphs_after_one_warning(rec
 
     gpt = gpt_with_logits([0.0, 100.0])
     gpt.lm_head.register_forward_hook(look_at)
-    text = gpt.generate(torch.zeros(1, 1, dtype=torch.int64), 10)
-    assert text.tolist() == [[0] + [1] * 10]
+    for _ in range(2):
+        text = gpt.generate(torch.zeros(1, 1, dtype=torch.int64), 10)
+        assert text.tolist() == [[0] + [1] * 10]
     assert counts(recordings) == (0, 0)
     [warning] = capsys.readouterr().err.splitlines()
     assert 'no CUDA graph can be recorded, so decoding is slower (operation not perm' in warning
 
 
-def test_too_little_memory_for_a_graph_is_no_reason_to_go_on(recordings, monkeypatch):
+@pytest.mark.parametrize('end_fails', [False, True])
+def test_too_little_memory_for_a_graph_is_no_reason_to_go_on(recordings, monkeypatch, end_fails):
     def record_without_memory(*arguments):
-        raise torch.OutOfMemoryError('CUDA out of memory')
+        try:
+            raise torch.OutOfMemoryError('CUDA out of memory')
+        finally:
+            if end_fails:  # as torch.cuda.graph's does
+                raise RuntimeError('operation failed due to a previous error during capture')
 
     monkeypatch.setattr(graphs, 'record', record_without_memory)
     with pytest.raises(torch.OutOfMemoryError):

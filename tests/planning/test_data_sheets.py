@@ -1,7 +1,7 @@
 """The data sheets, and which of them a name leads to."""
 import pytest
 
-from plaingpt.planning.data_sheets import DATA_SHEETS, data_sheet, lacks_bfloat16, lacks_tf32
+from plaingpt.planning.data_sheets import DATA_SHEETS, data_sheet, is_before_ampere, lacks_tf32
 
 
 @pytest.mark.parametrize('name, teraflops', [
@@ -58,5 +58,5 @@ def test_data_sheets_are_in_the_units_that_they_state(pattern):
 
 def test_old_cards_lack_formats():
     cards = 'Tesla T4', 'Tesla V100-SXM2-16GB', 'AMD Instinct MI250X', 'NVIDIA A100-SXM4-80GB'
-    assert [lacks_bfloat16(name) for name in cards] == [True, True, False, False]
+    assert [is_before_ampere(name) for name in cards] == [True, True, False, False]
     assert [lacks_tf32(name) for name in cards] == [True, True, True, False]

@@ -13,8 +13,10 @@ def test_measured_speeds_and_times_are_positive():
     assert speed.measured_peak(CPU, torch.float32) > 1e8
     assert speed.measured_bandwidth(CPU) > 1e7
     config = GPTConfig(16, 65, 2, 2, 32, 0.0, False)
-    times = speed.measured_step(config, 2, CPU, 'float32', False, False)
-    assert times.micro_batch > 0 and times.update > 0
+    in_bfloat16 = speed.StepSettings('bfloat16', bf16_residual=True)
+    for settings in speed.StepSettings('float32'), in_bfloat16:
+        times = speed.measured_step(config, 2, CPU, settings)
+        assert times.micro_batch > 0 and times.update > 0
 
 
 def test_a_large_model_is_measured_at_two_depths(monkeypatch):
@@ -33,7 +35,7 @@ def test_a_large_model_is_measured_at_two_depths(monkeypatch):
     monkeypatch.setattr(speed, 'GPT', make_gpt)
     monkeypatch.setattr(speed, '_timed', lambda work, device, **limits: next(times))
     config = GPTConfig(1024, 50304, 48, 25, 1600, 0.0, False)  # 30.7M parameters a block
-    measured = speed.measured_step(config, 4, CPU, 'float32', False, False)
+    measured = speed.measured_step(config, 4, CPU, speed.StepSettings('float32'))
 
     assert [config.n_layer for config in configs] == [6, 1]
     a_block = (2.0 - 1.5) / 5

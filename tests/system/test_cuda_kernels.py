@@ -58,6 +58,13 @@ def test_grouped_heads_are_repeated_where_flash_attention_does_not_serve(
     assert call['heads'] == (2 if grouped else 4)
 
 
+def test_queries_in_float32_take_the_precision_of_the_values_under_autocast(kernels_of, calls):
+    q, k, v = inputs()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        kernels_of((9, 0)).causal_attention(q, k, v.bfloat16(), 0.0, grouped=True)
+    assert calls[0]['enable_gqa']
+
+
 @pytest.mark.parametrize('p, cudnn', [(0.0, True), (0.25, True), (0.0625, True), (0.1, False),
                                       (0.2, False)])
 def test_cudnn_takes_no_dropout_that_it_would_round(kernels_of, calls, p, cudnn):

@@ -1,4 +1,6 @@
 """plaingpt/system/devices.py: the device, its precision and memory."""
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -89,6 +91,16 @@ def test_a_device_of_the_machine_is_accepted(machine, device, chosen):
 ])
 def test_a_gpu_needs_code_for_its_architecture(capability, runs):
     assert devices.has_kernels(capability, TODAYS_WHEEL) == runs
+
+
+@pytest.mark.parametrize('architectures, capability, runs', [
+    (['sm_80', 'sm_90a'], (9, 0), True),
+    (['sm_80', 'sm_100a'], (10, 3), False),
+    (['sm_80', 'sm_100f'], (10, 3), True),
+    (['sm_80', 'compute_90a'], (10, 0), False),
+])
+def test_code_for_one_version_or_one_family_runs_there_alone(architectures, capability, runs):
+    assert devices.has_kernels(capability, architectures) == runs
 
 
 def test_architectures_of_other_makers_are_not_judged():
@@ -185,3 +197,15 @@ def test_a_batch_may_take_half_of_a_gpus_free_memory_or_a_quarter_of_the_ram(mon
     assert devices.room_for_batch(CPU) == 2000
     monkeypatch.setattr(devices, 'device_memory', lambda device: None)
     assert devices.room_for_batch(CPU) == 2 ** 30
+
+
+def test_memory_of_objects_in_a_cycle_is_released(monkeypatch):
+    class Cycle:
+        def __init__(self):
+            self.itself = self
+
+    is_gone = []
+    monkeypatch.setattr(torch.cuda, 'empty_cache', lambda: is_gone.append(reference() is None))
+    reference = weakref.ref(Cycle())
+    devices.release_memory(CUDA)
+    assert is_gone == [True]
