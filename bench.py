@@ -241,19 +241,24 @@ def plain_preparation(number):
 
 # ---- baselines ----
 
-def warmed_up_rival(name, compiled):
-    """The Contender of a baseline, ready to be timed; None if the GPU's memory is too small."""
+def add_rival(name, compiled):
+    """Warms up a baseline and adds it to the rivals, unless the GPU's memory is too small."""
     try:
         rival = make_rival(name, compiled)
-        rival.begin()
+        rival.start_up()
         rival.warm_up(warmup_rounds)
-        return rival
+        rivals.append(rival)
     except torch.OutOfMemoryError:
-        print(f'note: {name} runs out of memory, so it is left out')
-    return None
+        leave_out(name)
+
+
+def leave_out(name):
+    print(f'note: {name} runs out of memory, so it is left out')
+    left_out.append(name)
 
 
 def make_rival(name, compiled):
+    """The Contender of a baseline."""
     if mode == 'train':
         make_step = baselines.nanogpt_step
         if baseline == 'hf':
@@ -295,9 +300,10 @@ else:
     if has_graphs:
         compiling.keep_gradients(gpt)
     if compile:
-        compiled = ours.begin(partial(compiling.compile_or_warn, gpt, ours.trial, **options))
+        compiled = ours.start_up(partial(compiling.compile_or_warn, gpt, ours.trial, **options))
     else:
-        ours.begin()
+        ours.start_up()
+    has_graphs = has_graphs and compiled
 
     reset_peak_memory(torch_device)  # Inductor has tried kernels, which no later step does
     ours.warm_up(warmup_rounds)
@@ -311,10 +317,9 @@ if baseline and mode != 'prepare':
 if baseline == 'hf' and compiled and mode == 'train':
     versions['hf compiled'] = True
 rivals = []
+left_out = []  # the names of baselines that run out of memory
 for name, is_compiled in versions.items():
-    rival = warmed_up_rival(name, is_compiled)
-    if rival is not None:
-        rivals.append(rival)
+    add_rival(name, is_compiled)
     release_memory(torch_device)
 if baseline == 'plain' and mode == 'prepare':
     rivals.append(Contender('plain', None, plain_preparation))
@@ -336,13 +341,21 @@ if profile:
 takes_memory = torch_device.type == 'cuda' and mode != 'prepare' and bool(rivals)
 with profiler:
     for number in range(warmup_rounds, warmup_rounds + rounds):
-        for contender in contenders:
-            if takes_memory:
-                release_memory(torch_device)
-                contender.trial()
-            contender.time(number)
+        for contender in list(contenders):
+            try:
+                if takes_memory:
+                    release_memory(torch_device)
+                    contender.trial()
+                contender.time(number)
+            except torch.OutOfMemoryError:
+                if contender is ours:
+                    raise
+                leave_out(contender.name)
+                contenders.remove(contender)
             if mode == 'prepare' and memory is None:
                 memory, memory_kind = peak_memory(torch_device, children=True)
+
+rivals = contenders[1:]
 
 # ---- figures ----
 if profile:
@@ -391,10 +404,10 @@ for contender in contenders:
     print(f'{contender.name:8} {median:.2f} ms for {work}, the median of {how_often} '
           f'({shortest:.2f} to {longest:.2f}): {contender.speed():,.0f} tokens/s')
     if mode == 'train':
-        print(f'         its first step took {short_time(contender.start)}')
+        print(f'         its first step took {short_time(contender.start_seconds)}')
     if mode == 'decode':
-        print(f'         its first text took {1000 * contender.first:.2f} ms, after '
-              f'{short_time(contender.start)} for two tokens')
+        print(f'         its first text took {1000 * contender.first_seconds:.2f} ms, after '
+              f'{short_time(contender.start_seconds)} for two tokens')
 
 mfu = None
 if mode == 'train':
@@ -418,7 +431,8 @@ figures = {
     'compiled': compiled,
     'compile_mode': options.get('mode', 'default') if compiled else None,
     'contenders': [contender.figures() for contender in contenders],
-    'config': {**config, 'batch_size': batch_size, 'num_steps': num_steps,
+    'left_out': left_out,
+    'config': {**config, 'batch_size': batch_size, 'num_steps': rounds * steps_a_sync,
                'warmup_steps': warmup_steps, 'steps_a_sync': steps_a_sync, 'compile': compile},
 }
 if rivals:

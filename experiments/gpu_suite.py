@@ -11,6 +11,7 @@ parts that are missing or have failed. A part fails if one of its programs does,
 it does not hold; the exit status is then 1. If parts are left when the time is up, it is 75.
 """
 import os
+import re
 import statistics
 import sys
 import time
@@ -38,11 +39,11 @@ from plaingpt.text.shakespeare import ADDRESS_SHA256
 from plaingpt.text.tokenizers import CharTokenizer
 
 # ---- configuration ----
-json = 'out-gpu-suite/suite.json'   # file of all results; the runs are in its folder, too
+json = 'out-gpu-suite/suite.json'   # file of all results; the runs are in out-gpu-suite/suite
 report = ''                         # file for the table; '': docs/gpu.md; in small, beside json
 part = ''                           # only these parts, with commas between them; '': all
-again = False                       # True: also those that are done
-minutes = 25.0                      # {> 0} for all; a part begins only if its time limit fits in
+again = False                       # True: also those of `part` that are done
+minutes = 22.0                      # {> 0} no part begins later than that
 dataset = 'shakespeare_char'        # folder under data/, one token a character
 small = False                       # True: tiny shapes and few steps, to test this script
 device = default_device()           # cuda, cuda:1, or with small=True also cpu
@@ -54,9 +55,15 @@ def problems():
     """Yields what is wrong between keys, beyond the rules in their comments."""
     if small and report and Path(report).resolve() == GUIDE:
         yield f'report={report} is for the figures of a whole run: name another file'
+    if again and not part:
+        yield 'again=True repeats parts: name them with --part'
+    if not Path(json).suffix:
+        yield f'json={json} needs an ending such as .json: without it, it names the folder of runs'
 
 
 config, given = configure(globals())
+if not report:
+    report = Path(json).with_suffix('.md') if small else GUIDE
 
 # ---- shapes ----
 GPT2 = {'n_layer': 12, 'n_head': 12, 'n_embd': 768, 'block_size': 1024, 'vocab_size': 50304}
@@ -64,18 +71,19 @@ XL = {'n_layer': 48, 'n_head': 25, 'n_embd': 1600, 'block_size': 1024, 'vocab_si
 STEPS = {'real_data': False, 'num_steps': 40, 'steps_a_sync': 10}
 TEXTS = {'mode': 'decode', 'bias': True, 'context': 60, 'new_tokens': 400}
 
-# What these keys become with small=True.
+# Overrides with small=True.
 TINY = {'n_layer': 2, 'n_head': 2, 'n_embd': 32, 'block_size': 32, 'batch_size': 2}
 SMALL_STEPS = TINY | {'vocab_size': 64, 'num_steps': 2, 'steps_a_sync': 1}
 SMALL_TEXTS = TINY | {'vocab_size': 64, 'num_steps': 2, 'context': 4, 'new_tokens': 8}
 SMALL_RUN = TINY | {'eval_iters': 2, 'gradient_accumulation_steps': 1}
 
-# Targets, on an H100 or H200.
+# Targets. Those of speed are for these cards.
+TARGET_CARDS = r'\bH[12]00\b'
 MFU = 0.55
 RATIO = 1.3            # against nanoGPT's way
 PLAN_TOLERANCE = 0.15  # of a planned peak of memory
 BABY_GPT_LOSS = 1.4697
-# Two runs that should be equal may differ by so much, relatively: on a GPU, sums come in any order.
+# Relative tolerance between runs that should agree: a GPU adds up some sums in no fixed order.
 LOSS_TOLERANCE = 0.01
 
 
@@ -103,16 +111,26 @@ def steps(full, few):
 
 # ---- rows ----
 
-def step_row(figures, what, has_target=False):
-    """The time of a training step."""
+def speed_row(what, text, target, reached):
+    """A row with a target of speed, and a verdict only on the cards that the target is for."""
+    if re.search(TARGET_CARDS, machine['device']):
+        return Row(what, text, target, reached)
+    return Row(what, text, target)
+
+
+def step_row(figures, special, has_target=False):
+    """The time of a training step; special: what is special about it, '' for nothing."""
     size = figures['config']
     text = f'{figures["ms_per_step"]:.1f} ms, {figures["tokens_per_s"]:,.0f} tokens/s'
     mfu = figures['mfu']
     if mfu is not None:
         text += f', MFU {mfu:.1%}'
-    name = f'{what}, {size["batch_size"]} x {size["block_size"]} tokens'
+    name = '124M, compiled' if figures['compiled'] else '124M, eager'
+    if special:
+        name += f', {special}'
+    name += f', {size["batch_size"]} x {size["block_size"]} tokens'
     if has_target and mfu is not None:
-        return Row(name, text, f'MFU of at least {MFU:.0%}', mfu >= MFU)
+        return speed_row(name, text, f'MFU of at least {MFU:.0%}', mfu >= MFU)
     return Row(name, text)
 
 
@@ -122,7 +140,7 @@ def memory_row(figures):
     planned = figures['planned_memory_bytes']
     excess = planned / peak - 1
     text = f'{short_bytes(peak)}; planned: {short_bytes(planned)} ({excess:+.0%})'
-    return Row('its peak of memory', text, f'a plan within {PLAN_TOLERANCE:.0%}',
+    return Row('peak memory', text, f'a plan within {PLAN_TOLERANCE:.0%}',
                abs(excess) <= PLAN_TOLERANCE)
 
 
@@ -134,11 +152,12 @@ def ratio_rows(figures):
         ratio = rival['ms_per_step'] / ours['ms_per_step']
         text = f'{ratio:.2f} times as fast ({rival["ms_per_step"]:.1f} ms)'
         if rival['name'] == 'plain':
-            rows.append(Row("against nanoGPT's way", text, f'at least {RATIO}', ratio >= RATIO))
+            rows.append(speed_row("against nanoGPT's way", text, f'at least {RATIO}',
+                                  ratio >= RATIO))
         else:
             rows.append(Row(f'against {rival["name"]}', text))
-    if not rivals:
-        rows.append(Row('the baseline', 'ran out of memory'))
+    for name in figures['left_out']:
+        rows.append(Row(f'against {name}', 'ran out of memory'))
     return rows
 
 
@@ -161,10 +180,10 @@ def speed_text(records):
 
 # ---- parts: training steps of GPT-2's 124M, by bench.py ----
 
-def step(run, way, has_target=False, **keys):
+def step(run, way='', has_target=False, **keys):
     """A training step with these keys of bench.py; way: what is special about it, in a word."""
     figures = bench(run, GPT2 | STEPS | keys)
-    rows = [step_row(figures, f'124M, {way}', has_target), memory_row(figures)]
+    rows = [step_row(figures, way, has_target), memory_row(figures)]
     if 'baseline' in keys:
         rows += ratio_rows(figures)
     return rows
@@ -182,8 +201,9 @@ def baby_gpt(run, config):
     records = train(run, 'run', config, keys)
     best = min(values(records, 'val_loss').values())
     meta = read_meta(folder_of(dataset))
-    loss = Row(f'{config}, best validation loss', f'{best:.4f} on {meta["source"]}')
-    if meta['sha256'] == ADDRESS_SHA256:  # on another text, losses are others
+    source = meta.get('source', dataset)
+    loss = Row(f'{config}, best validation loss', f'{best:.4f} on {source}')
+    if meta.get('sha256') == ADDRESS_SHA256:  # on another text, losses are others
         loss = loss._replace(target=f'at most {BABY_GPT_LOSS}', reached=best <= BABY_GPT_LOSS)
     text = (f'{last_loss_text(records)}, {speed_text(records)}, '
             f'{short_time(records[-1]["elapsed"])} in all')
@@ -304,60 +324,73 @@ def decode(run, net, rows, target=None, compiled=False):
     size = figures['config']
     name = (f'{net}, {size["batch_size"]} x {size["new_tokens"]} tokens after {size["context"]}, '
             f'{way}')
-    text = (f'{speed:,.0f} tokens/s; the first text after {short_time(figures["start_s"])}, at '
-            f'{first_speed:,.0f} tokens/s')
+    start = short_time(figures['start_s'])
+    text = (f'{speed:,.0f} tokens/s; {first_speed:,.0f} in the first text, after {start} of set-up')
     if target is None:
         return [Row(name, text)]
-    return [Row(name, text, f'at least {target:,}', speed >= target)]
+    return [speed_row(name, text, f'at least {target:,}', speed >= target)]
 
 
 # ---- all parts ----
 
+# A part that takes longer is ended.
+PART_LIMIT = 600  # seconds
+
+
 class Part(NamedTuple):
     """A part of the suite."""
-    work: Callable  # a function from a PartRun to the rows
-    limit: float    # seconds that it may take
+    work: Callable             # a function from a PartRun to the rows
+    limit: float = PART_LIMIT  # seconds
 
 
 # What matters most comes first. Most of the time goes into torch.compile, above all when it tries
 # kernels (max-autotune).
 PARTS = {
-    'step_12': Part(partial(step, way='compiled', batch_size=12, baseline='plain'), 300),
-    'step_64': Part(
-        partial(step, way='compiled', has_target=True, batch_size=64, baseline='plain'), 300),
-    'decode_124m': Part(partial(decode, net='124M', rows=1, target=1500), 120),
-    'decode_124m_64': Part(partial(decode, net='124M', rows=64, target=40_000), 120),
-    'decode_xl': Part(partial(decode, net='xl', rows=1, target=400), 180),
-    'decode_xl_64': Part(partial(decode, net='xl', rows=64), 180),
-    'baby_gpt': Part(partial(baby_gpt, config='train_shakespeare_char.py'), 400),
-    'fp16': Part(fp16, 120),
-    'lora': Part(lora, 180),
-    'unfreeze': Part(unfreeze, 240),
-    'kill_and_resume': Part(kill_and_resume, 240),
-    'one_rank': Part(one_rank, 180),
-    'gpt2_modern': Part(gpt2_modern, 300),
+    'step_12': Part(partial(step, batch_size=12, baseline='plain')),
+    'step_64': Part(partial(step, has_target=True, batch_size=64, baseline='plain')),
+    'decode_124m': Part(partial(decode, net='124M', rows=1, target=1500)),
+    'decode_124m_64': Part(partial(decode, net='124M', rows=64, target=40_000)),
+    'decode_xl': Part(partial(decode, net='xl', rows=1, target=400)),
+    'decode_xl_64': Part(partial(decode, net='xl', rows=64)),
+    'baby_gpt': Part(partial(baby_gpt, config='train_shakespeare_char.py')),
+    'fp16': Part(fp16),
+    'lora': Part(lora),
+    'unfreeze': Part(unfreeze),
+    'kill_and_resume': Part(kill_and_resume),
+    'one_rank': Part(one_rank),
+    'gpt2_modern': Part(gpt2_modern),
     'step_64_checkpointing': Part(
-        partial(step, way='activation checkpointing', batch_size=64, activation_checkpointing=True),
-        180),
+        partial(step, way='activation checkpointing', batch_size=64,
+                activation_checkpointing=True)),
     'step_64_bf16_residual': Part(
-        partial(step, way='bf16_residual', batch_size=64, bf16_residual=True, dtype='bfloat16'),
-        180),
-    'step_12_eager': Part(partial(step, way='eager', batch_size=12, compile=False), 120),
-    'step_64_eager': Part(partial(step, way='eager', batch_size=64, compile=False), 120),
-    'step_12_muon': Part(partial(step, way='Muon', batch_size=12, optimizer='muon'), 180),
-    'step_12_hf': Part(partial(against_transformers, batch_size=12), 300),
-    'step_64_hf': Part(partial(against_transformers, batch_size=64), 300),
+        partial(step, way='bf16_residual', batch_size=64, bf16_residual=True, dtype='bfloat16')),
+    'step_12_eager': Part(partial(step, batch_size=12, compile=False)),
+    'step_64_eager': Part(partial(step, batch_size=64, compile=False)),
+    'step_12_muon': Part(partial(step, way='Muon', batch_size=12, optimizer='muon')),
+    'step_12_hf': Part(partial(against_transformers, batch_size=12)),
+    'step_64_hf': Part(partial(against_transformers, batch_size=64)),
     'step_64_autotuned': Part(
         partial(step, way='max-autotune', has_target=True, batch_size=64,
-                compile_mode='max-autotune'), 400),
-    'baby_gpt_modern': Part(
-        partial(baby_gpt, config='train_shakespeare_char_modern.py'), 300),
+                compile_mode='max-autotune'), limit=900),
+    'baby_gpt_modern': Part(partial(baby_gpt, config='train_shakespeare_char_modern.py')),
     'decode_124m_compiled': Part(
-        partial(decode, net='124M', rows=1, target=1500, compiled=True), 240),
+        partial(decode, net='124M', rows=1, target=1500, compiled=True)),
     'decode_124m_64_compiled': Part(
-        partial(decode, net='124M', rows=64, target=40_000, compiled=True), 240),
-    'decode_xl_compiled': Part(partial(decode, net='xl', rows=1, target=400, compiled=True), 400),
+        partial(decode, net='124M', rows=64, target=40_000, compiled=True)),
+    'decode_xl_compiled': Part(partial(decode, net='xl', rows=1, target=400, compiled=True)),
 }
+
+
+def write_report():
+    """Writes the table of all parts that have ended."""
+    results = {name: stored['parts'][name] for name in PARTS if name in stored['parts']}
+    done = [name for name, result in results.items() if result['error'] is None]
+    seconds = sum(result['seconds'] for result in results.values())
+    introduction = (f'{machine["device"]}, torch {machine["torch"]}, {time.strftime("%Y-%m-%d")}: '
+                    f'{len(done)} of {len(PARTS)} parts done, in {short_time(seconds)}.')
+    if small:
+        introduction = f'In small, so without figures of the card. {introduction}'
+    write_table(report, introduction, results)
 
 
 # ---- what is to be done ----
@@ -386,6 +419,8 @@ if stored['machine'] != machine:
                     'name another --json')
 
 # ---- the parts ----
+runs = Path(json).resolve().with_suffix('')
+has_begun = False
 left = []
 for name in chosen:
     is_done = name in stored['parts'] and stored['parts'][name]['error'] is None
@@ -393,17 +428,24 @@ for name in chosen:
         print(f'{name}: done before')
         continue
     begin = time.monotonic()
-    if begin - started + PARTS[name].limit > 60 * minutes:
+    is_late = begin - started > 60 * minutes
+    if is_late and has_begun:
         left.append(name)
         continue
+    has_begun = True
 
-    run = PartRun(Path(json).resolve().parent / name, PARTS[name].limit)
+    figures = []
     rows = []
     error = None  # or why it has failed
     try:
+        run = PartRun(runs / name, PARTS[name].limit)
+        figures = run.figures
         rows = PARTS[name].work(run)
-    except PartFailed as failure:
+    except (PartFailed, UserError) as failure:
         error = str(failure)
+    except (OSError, KeyError, ValueError) as failure:
+        # A figure that a program has not written costs this part, but not those of the others.
+        error = f'{type(failure).__name__}: {failure}'
     seconds = time.monotonic() - begin
     if small:  # tiny shapes say nothing about targets
         rows = [row._replace(reached=None) for row in rows]
@@ -411,33 +453,24 @@ for name in chosen:
         'error': error,
         'seconds': seconds,
         'rows': [row._asdict() for row in rows],
-        'figures': run.figures,
+        'figures': figures,
     }
     with explained(OSError, prefix=f'json={json}: '):
         write_atomically(json, dumps(stored, indent=2).encode())
+    write_report()  # at once: the machine may be lost in the next part
     print(f'{name}: {error or "done"} ({short_time(seconds)})', flush=True)
     for row in rows:
         print(f'    {row.what}: {row.figure}', flush=True)
 
 # ---- end ----
-results = {name: stored['parts'][name] for name in PARTS if name in stored['parts']}
-done = [name for name, result in results.items() if result['error'] is None]
-seconds = sum(result['seconds'] for result in results.values())
-introduction = (f'{machine["device"]}, torch {machine["torch"]}, {time.strftime("%Y-%m-%d")}: '
-                f'{len(done)} of {len(PARTS)} parts done, in {short_time(seconds)}.')
-if small:
-    introduction = f'In small, so without figures of the card. {introduction}'
-path = report
-if not report:
-    path = Path(json).with_suffix('.md') if small else GUIDE
-write_table(path, introduction, results)
-print(f'the table is in {path}')
+write_report()  # also where no part was left to do
+print(f'the table is in {report}')
 
 failed = [name for name in chosen if name not in left and stored['parts'][name]['error']]
-if failed:
-    print(f'error: failed: {", ".join(failed)}; the logs are in {os.path.dirname(json) or "."}',
-          file=sys.stderr)
-    sys.exit(1)
 if left:
     print(f'the time is up, and {len(left)} parts are left: run the same command again')
+if failed:
+    print(f'error: failed: {", ".join(failed)}; the logs are in {runs}', file=sys.stderr)
+    sys.exit(1)
+if left:
     sys.exit(RESUMABLE)

@@ -54,11 +54,12 @@ def test_a_baseline_takes_turns_and_the_ratio_is_that_of_the_speeds(tmp_path, mo
 def test_several_steps_wait_once_and_are_reported_per_step(tmp_path, monkeypatch):
     waits = []
     monkeypatch.setattr(devices, 'synchronize', waits.append)
-    keys = dict(KEYS, num_steps=6, warmup_steps=3, steps_a_sync=3, real_data=False)
+    keys = dict(KEYS, num_steps=5, warmup_steps=3, steps_a_sync=3, real_data=False)
     stdout = succeeded(run_here('bench.py', **keys, json=tmp_path / 'figures.json'))
     assert len(waits) == 1 + 1 + 2  # the first step alone, the warm-up, the timed steps
     assert 'the median of 2 rounds of 3 steps' in stdout
     figures = figures_of(tmp_path / 'figures.json')
+    assert figures['config']['num_steps'] == 6
     assert figures['tokens_per_s'] == pytest.approx(4 * 16 / figures['ms_per_step'] * 1000)
 
 
@@ -127,16 +128,26 @@ def test_transformers_competes_eager_and_compiled_and_the_faster_counts(tmp_path
     assert figures['ratio'] == pytest.approx(ours['tokens_per_s'] / faster)
 
 
-def test_a_baseline_that_runs_out_of_memory_is_left_out(tmp_path, monkeypatch):
+# Its first step is that of its start, the second is the warm-up.
+@pytest.mark.parametrize('good_steps', [0, 3])
+def test_a_baseline_that_runs_out_of_memory_is_left_out(tmp_path, monkeypatch, good_steps):
+    calls = []
+
     def transformers_step(*arguments):
-        raise torch.OutOfMemoryError('no room')
+        def step(number):
+            calls.append(number)
+            if len(calls) > good_steps:
+                raise torch.OutOfMemoryError('no room')
+        return step
 
     monkeypatch.setattr(baselines, 'transformers_step', transformers_step)
     keys = dict(KEYS, real_data=False, baseline='hf')
     stdout = succeeded(run_here('bench.py', **keys, json=tmp_path / 'figures.json'))
     assert 'hf runs out of memory' in stdout
+    assert len(calls) == good_steps + 1
     figures = figures_of(tmp_path / 'figures.json')
     assert [contender['name'] for contender in figures['contenders']] == ['ours']
+    assert figures['left_out'] == ['hf']
     assert 'ratio' not in figures
 
 

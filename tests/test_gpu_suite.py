@@ -2,16 +2,19 @@
 import json
 
 import pytest
+import torch
 from conftest import ROOT, refused, run_here, succeeded
+
+from plaingpt.system import devices
 
 SUITE = 'experiments/gpu_suite.py'
 GUIDE = ROOT / 'docs' / 'gpu.md'
 
 
 def suite(folder, data, **keys):
-    """The finished suite in small, with its results in a folder."""
-    return run_here(SUITE, small=True, device='cpu', dataset=data, json=folder / 'suite.json',
-                    **keys)
+    """The finished suite, in small unless keys say otherwise, with its results in a folder."""
+    keys = {'small': True, 'device': 'cpu', 'dataset': data, **keys}
+    return run_here(SUITE, json=folder / 'suite.json', **keys)
 
 
 def results_of(folder):
@@ -30,9 +33,10 @@ def test_parts_are_recorded_and_the_table_is_written_beside_the_record(tmp_path,
     assert results['step_12']['figures'][0]['ratio'] > 0
     table = (tmp_path / 'suite.md').read_text(encoding='utf-8')
     assert '2 of 25 parts done' in table and 'In small' in table
-    assert '| step_12 | 124M, compiled, 2 x 32 tokens |' in table
+    assert '| step_12 | 124M, eager, 2 x 32 tokens |' in table
     assert "| step_12 | against nanoGPT's way |" in table
     assert '| fp16 | float16 with the scaler | validation loss' in table
+    assert (tmp_path / 'suite' / 'fp16' / 'log.txt').exists()
     # Tiny shapes neither reach nor miss a target.
     assert 'reached' not in table and 'missed' not in table
 
@@ -71,10 +75,96 @@ def test_a_part_that_fails_is_named_and_the_others_go_on(tmp_path, char_data, mo
     assert results_of(tmp_path)['step_12_eager']['error'] is None
 
 
-def test_no_part_begins_when_the_time_is_up(tmp_path, char_data):
-    finished = suite(tmp_path, char_data, part='decode_124m,fp16', minutes=1e-9)
+def test_no_part_but_the_first_begins_when_the_time_is_up(tmp_path, char_data, monkeypatch):
+    from plaingpt.benchmarking.part import PartFailed, PartRun
+    keys = dict(part='decode_124m,fp16', minutes=1e-9)
+    finished = suite(tmp_path, char_data, **keys)
     assert finished.returncode == 75
-    assert 'the time is up, and 2 parts are left' in finished.stdout
+    assert 'the time is up, and 1 parts are left' in finished.stdout
+    assert list(results_of(tmp_path)) == ['decode_124m']
+
+    # Failed parts and parts that are left are both reported.
+    def bench(run, keys):
+        raise PartFailed('exit status 2')
+
+    monkeypatch.setattr(PartRun, 'bench', bench)
+    finished = suite(tmp_path, char_data, again=True, **keys)
+    assert finished.returncode == 1
+    assert 'the time is up, and 1 parts are left' in finished.stdout
+    assert 'error: failed: decode_124m;' in finished.stderr
+
+
+def test_a_missing_figure_costs_only_its_own_part(tmp_path, char_data, monkeypatch):
+    from plaingpt.benchmarking.part import PartRun
+    figures = {'config': {}}
+
+    def bench(run, keys):
+        run.figures.append(figures)
+        return figures
+
+    records = [{'step': 0, 'val_loss': 2.0}, {'step': 60, 'val_loss': 1.5}]  # without a time
+    monkeypatch.setattr(PartRun, 'bench', bench)
+    monkeypatch.setattr(PartRun, 'train', lambda run, *arguments, **options: records)
+    finished = suite(tmp_path, char_data, part='decode_124m,fp16')
+    assert 'error: failed: decode_124m, fp16;' in finished.stderr
+    results = results_of(tmp_path)
+    assert results['decode_124m']['error'] == "KeyError: 'tokens_per_s'"
+    assert results['decode_124m']['figures'] == [figures]
+    assert results['fp16']['error'].startswith('StatisticsError: ')
+
+
+def test_the_table_has_each_part_that_has_ended(tmp_path, char_data, monkeypatch):
+    from plaingpt.benchmarking.part import PartRun
+    original = PartRun.bench
+
+    def bench(run, keys):
+        if run.folder.name == 'step_12_eager':
+            raise KeyboardInterrupt
+        return original(run, keys)
+
+    monkeypatch.setattr(PartRun, 'bench', bench)
+    with pytest.raises(KeyboardInterrupt):
+        suite(tmp_path, char_data, part='decode_124m,step_12_eager')
+    assert '| decode_124m | 124M, ' in (tmp_path / 'suite.md').read_text(encoding='utf-8')
+
+
+@pytest.mark.parametrize('card, verdict', [
+    ('NVIDIA H100 80GB HBM3', 'reached'), ('NVIDIA H200', 'reached'), ('Tesla T4', '')])
+def test_speeds_are_judged_only_on_the_cards_that_the_targets_are_for(
+        tmp_path, char_data, monkeypatch, card, verdict):
+    from plaingpt.benchmarking.part import PartRun
+    figures = {
+        'ms_per_step': 100.0, 'tokens_per_s': 1e6, 'mfu': 0.6, 'compiled': True,
+        'peak_memory_bytes': 1e9, 'planned_memory_bytes': 1.1e9,
+        'config': {'batch_size': 64, 'block_size': 1024}, 'left_out': ['hf compiled'],
+        'contenders': [{'name': 'ours', 'ms_per_step': 100.0},
+                       {'name': 'plain', 'ms_per_step': 150.0}],
+    }
+    monkeypatch.setattr(PartRun, 'bench', lambda run, keys: figures)
+    monkeypatch.setattr(devices, 'check_device', lambda device: torch.device('cuda'))
+    monkeypatch.setattr(devices, 'hardware_name', lambda device: card)
+    succeeded(suite(tmp_path, char_data, part='step_64', small=False, report=tmp_path / 'all.md'))
+    lines = (tmp_path / 'all.md').read_text(encoding='utf-8').splitlines()
+    assert [line for line in lines if line.startswith('| step_64 ')] == [
+        '| step_64 | 124M, compiled, 64 x 1024 tokens | 100.0 ms, 1,000,000 tokens/s, MFU 60.0% | '
+        f'MFU of at least 55% | {verdict} |',
+        '| step_64 | peak memory | 1 GB; planned: 1.1 GB (+10%) | a plan within 15% | '
+        'reached |',
+        "| step_64 | against nanoGPT's way | 1.50 times as fast (150.0 ms) | at least 1.3 | "
+        f'{verdict} |',
+        '| step_64 | against hf compiled | ran out of memory |  |  |']
+
+
+def test_a_data_set_without_a_source_is_called_by_its_name(tmp_path, char_data, monkeypatch):
+    from plaingpt.benchmarking.part import PartRun
+    from plaingpt.text import data_sets
+    records = [{'step': 0, 'val_loss': 2.0, 'ms_per_step': 1.0, 'elapsed': 1.0},
+               {'step': 60, 'val_loss': 1.5, 'elapsed': 2.0}]
+    monkeypatch.setattr(PartRun, 'train', lambda run, *arguments, **options: records)
+    monkeypatch.setattr(data_sets, 'read_meta', lambda folder: {})  # of an older prepare.py
+    succeeded(suite(tmp_path, char_data, part='baby_gpt'))
+    row, _ = results_of(tmp_path)['baby_gpt']['rows']
+    assert row['figure'] == f'1.5000 on {char_data}' and row['target'] == ''
 
 
 def test_a_loss_that_rises_fails_its_part(tmp_path, char_data, monkeypatch):
@@ -104,10 +194,13 @@ def test_runs_that_differ_fail_their_part(tmp_path, char_data, monkeypatch, part
     (dict(dataset='nowhere'), 'nowhere has no train.bin: run python'),
     (dict(small=False), 'is no CUDA GPU'),
     (dict(report=GUIDE), 'is for the figures of a whole run'),
+    (dict(again=True), 'again=True repeats parts: name them with --part'),
+    (dict(json='results'), 'json=results needs an ending'),
 ], ids=str)
 def test_what_cannot_be_done_is_refused_before_any_part(tmp_path, char_data, keys, sentence):
-    keys = {'small': True, 'device': 'cpu', 'dataset': char_data, **keys}
-    assert sentence in refused(run_here(SUITE, json=tmp_path / 'suite.json', **keys))
+    defaults = {'small': True, 'device': 'cpu', 'dataset': char_data,
+                'json': tmp_path / 'suite.json'}
+    assert sentence in refused(run_here(SUITE, **defaults | keys))
     assert list(tmp_path.iterdir()) == []
 
 

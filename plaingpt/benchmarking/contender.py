@@ -6,9 +6,10 @@ import time
 
 
 class Contender:
-    """A program in several rounds. A round is one step, or some between two waits for the device.
+    """A program that is timed in rounds.
 
-    Its times are in seconds; those of rounds are divided by the steps of a round."""
+    A round is one step, or several steps between two waits for the device. All times are in seconds
+    a step."""
 
     def __init__(self, name, trial, work, steps_a_round=1):
         """trial: a function that does a little of the work; work: a function from a round's number
@@ -17,16 +18,20 @@ class Contender:
         self.trial = trial
         self.work = work
         self.steps_a_round = steps_a_round
-        self.start = None   # how long the first trial took, in which torch.compile does its work
-        self.first = None   # the first round
-        self.seconds = []   # the timed rounds
-        self.tokens = 0     # in a step
+        self.start_seconds = None  # the first trial, in which torch.compile does its work
+        self.first_seconds = None  # the first round
+        self.seconds = []          # the timed rounds
+        self.tokens = 0            # in a step
 
-    def begin(self, start=None):
-        """Times start(), which does the first trial; None: the trial itself. Returns its result."""
+    def start_up(self, first_call=None):
+        """Times first_call(), which does the first trial, and returns its result.
+
+        None: the trial itself is the first call."""
+        if first_call is None:
+            first_call = self.trial
         begin = time.perf_counter()
-        result = self.trial() if start is None else start()
-        self.start = time.perf_counter() - begin
+        result = first_call()
+        self.start_seconds = time.perf_counter() - begin
         return result
 
     def warm_up(self, rounds):
@@ -34,7 +39,7 @@ class Contender:
         for number in range(rounds):
             seconds = self._seconds_of(number)
             if number == 0:
-                self.first = seconds
+                self.first_seconds = seconds
 
     def time(self, number):
         """Does the round of this number, and keeps its time."""
@@ -54,13 +59,16 @@ class Contender:
 
     def figures(self):
         """{name of a figure: value}, as they are written to a file; 'ms' are milliseconds."""
+        first_ms = None
+        if self.first_seconds is not None:
+            first_ms = 1000 * self.first_seconds
         return {
             'name': self.name,
             'ms_per_step': 1000 * self.median(),
             'ms_min': 1000 * min(self.seconds),
             'ms_max': 1000 * max(self.seconds),
-            'first_ms': None if self.first is None else 1000 * self.first,
-            'start_s': self.start,
+            'first_ms': first_ms,
+            'start_s': self.start_seconds,
             'tokens_per_s': self.speed(),
         }
 

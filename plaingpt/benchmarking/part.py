@@ -2,6 +2,8 @@
 A part of experiments/gpu_suite.py: it runs scripts in a folder of its own, within a time limit, and
 reads what they have written.
 """
+import contextlib
+import math
 import os
 import shutil
 import signal
@@ -14,6 +16,12 @@ from pathlib import Path
 from plaingpt.planning.units import short_time
 
 ROOT = Path(__file__).resolve().parents[2]
+
+# What a program warns of when it goes on in a slower way than the one that is to be measured.
+FALL_BACKS = ('torch.compile failed', 'no CUDA graph can be recorded')
+
+# Seconds that a program may take to end on SIGTERM; torchrun gives its ranks 30.
+TIME_TO_END = 40
 
 
 class PartFailed(Exception):
@@ -39,29 +47,32 @@ class PartRun:
         folder.mkdir(parents=True)
 
     def python(self, *arguments, kill_when=None):
-        """Runs Python with these arguments; PartFailed unless that ends well and in time.
+        """Runs Python with these arguments. PartFailed if it fails or the time limit ends.
 
-        kill_when: a function that is asked again and again whether to kill it now. Then PartFailed
-        means that it ended before."""
+        kill_when: a function, asked every 20 ms whether to kill the program now; PartFailed if the
+        program ends before it says so."""
         log_path = self.folder / 'log.txt'
         with open(log_path, 'ab') as log:
-            # A session of its own, so that torchrun and its ranks can be killed together.
+            # A session of its own, so that the program and its children can be killed together.
             process = subprocess.Popen([sys.executable, *map(str, arguments)], stdout=log,
                                        stderr=log, cwd=self.folder, start_new_session=True)
         try:
             while process.poll() is None:
                 if kill_when is not None and kill_when():
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
                     return
                 check(time.monotonic() < self.deadline,
                       f'the time limit of {short_time(self.limit)} was over')
                 time.sleep(0.02)
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        last_lines = log_path.read_text(encoding='utf-8', errors='replace').splitlines()[-3:]
+                end(process)
+        lines = log_path.read_text(encoding='utf-8', errors='replace').splitlines()
         check(process.returncode == 0,
-              f'exit status {process.returncode}: {" / ".join(last_lines)[-500:]}')
+              f'exit status {process.returncode}: {" / ".join(lines[-3:])[-500:]}')
+        for line in lines:
+            check(not any(words in line for words in FALL_BACKS), line)
         check(kill_when is None, 'the run ended before it could be killed')
 
     def bench(self, keys):
@@ -90,6 +101,17 @@ class PartRun:
         return [loads(line) for line in lines]
 
 
+def end(process):
+    """Ends a program that leads a session of its own, and its children."""
+    # The ranks of torchrun have sessions of their own, so only torchrun itself can end them.
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(TIME_TO_END)
+    with contextlib.suppress(ProcessLookupError):  # all of them have ended
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def flags(keys):
     """The keys of a dict as command-line flags."""
     return [f'--{key}={value}' for key, value in keys.items()]
@@ -103,6 +125,12 @@ def values(records, key):
 
 
 def largest_difference(a, b):
-    """The largest relative difference of two {step: value}, which must have the same steps."""
+    """The largest relative difference of two {step: value}.
+
+    PartFailed if they have different steps or a difference is not finite."""
     check(a and a.keys() == b.keys(), f'one run has steps {list(a)}, the other {list(b)}')
-    return max(abs(a[step] - b[step]) / max(abs(b[step]), 1e-6) for step in a)
+    differences = [abs(a[step] - b[step]) / max(abs(b[step]), 1e-6) for step in a]
+    are_finite = all(math.isfinite(difference) for difference in differences)
+    check(are_finite, f'not all differences are finite, between {list(a.values())} and '
+                      f'{list(b.values())}')
+    return max(differences)

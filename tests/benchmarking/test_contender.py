@@ -36,7 +36,7 @@ def timed_contender(clock, seconds, steps_a_round=1):
 
 def test_the_first_trial_the_first_round_and_the_timed_rounds_are_kept_apart(clock):
     contender = timed_contender(clock, [5.0, 4.0, 1.0, 3.0, 2.0])
-    contender.begin()
+    contender.start_up()
     contender.warm_up(2)
     for number in 2, 3, 4:
         contender.time(number)
@@ -61,6 +61,6 @@ def test_the_start_may_be_work_that_contains_the_trial(clock):
         contender.trial()
         return True
 
-    assert contender.begin(compile_and_try) is True
-    assert contender.start == 17.0
-    assert contender.first is None
+    assert contender.start_up(compile_and_try) is True
+    assert contender.start_seconds == 17.0
+    assert contender.first_seconds is None
