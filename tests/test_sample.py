@@ -1,4 +1,5 @@
 """sample.py as a user runs it: prompts in, text out, and one sentence for what can't be sampled."""
+import functools
 import io
 import json
 import os
@@ -353,7 +354,9 @@ def test_after_ctrl_c_no_unfinished_output_is_left(out_dir, tmp_path, prompts_fi
     command = [sys.executable, ROOT / 'sample.py', f'--out_dir={out_dir}', '--device=cpu',
                '--num_samples=1', '--max_new_tokens=1000000', f'--prompts={prompts}',
                f'--output={tmp_path / "out.jsonl"}']
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A shell's background job, as the tests may be, ignores Ctrl-C, and so do its children.
+    restore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=restore)
     while len(os.listdir(tmp_path)) < 2:  # until it writes
         assert process.poll() is None
         time.sleep(0.05)
