@@ -72,9 +72,10 @@ def problems():
         yield f'output={output!r} contains a NUL character, which no file name can have'
     elif os.path.isdir(output):
         yield f'output={output} is a folder: name a file'
-    merge_is_file = os.path.exists(merge) and not os.path.isdir(merge)
-    if merge and (prompts or merge_is_file):
-        yield f'merge={merge} is for a checkpoint: name a folder, and leave out prompts'
+    if merge:
+        yield from complaints(run_folder.check_name, merge, 'merge')
+    if merge and prompts:
+        yield f'merge={merge} writes a checkpoint instead of text: leave out prompts'
     yield from complaints(check_device, device)
 
 

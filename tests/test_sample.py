@@ -309,9 +309,10 @@ def test_without_learned_positions_a_model_may_see_more_than_it_was_trained_with
     (dict(adapter='nowhere'), 'nowhere/adapter_config.json not found'),
     (dict(device='tpu'), "device='tpu'"),
     # A checkpoint instead of text.
-    (dict(merge=__file__), 'is for a checkpoint: name a folder'),
+    (dict(merge=__file__), "test_sample.py' is a file: name a folder"),
+    (dict(merge='\ud800'), r"merge='\ud800' cannot be the name of a folder"),
     (dict(merge='m', prompts='p', output='o'),
-     'merge=m is for a checkpoint: name a folder, and leave out prompts'),
+     'merge=m writes a checkpoint instead of text: leave out prompts'),
     (dict(merge=f'{__file__}/m'), 'out_dir cannot be written'),
 ])
 def test_what_cannot_be_sampled_is_refused_in_one_sentence(out_dir, keys, sentence):

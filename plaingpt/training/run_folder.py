@@ -44,14 +44,14 @@ def problems(run):
     yield from complaints(check_name, run['out_dir'])
 
 
-def check_name(out_dir):
-    """UserError if this can't be the folder of a run."""
-    is_utf8 = out_dir == out_dir.encode(errors='ignore').decode()  # torch reads no other names
-    if not out_dir or '\0' in out_dir or not is_utf8:
-        raise UserError(f'out_dir={out_dir!r} cannot be the name of a folder: '
-                        '--out_dir=. is the current one')
-    if os.path.exists(out_dir) and not os.path.isdir(out_dir):
-        raise UserError(f'out_dir={out_dir!r} is a file: name a folder')
+def check_name(folder, key='out_dir'):
+    """UserError if this can't be the folder of a run; key: the one that names it."""
+    is_utf8 = folder == folder.encode(errors='ignore').decode()  # torch reads no other names
+    if not folder or '\0' in folder or not is_utf8:
+        raise UserError(f'{key}={folder!r} cannot be the name of a folder: '
+                        f'--{key}=. is the current one')
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise UserError(f'{key}={folder!r} is a file: name a folder')
 
 
 def claim(out_dir):
