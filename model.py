@@ -134,8 +134,8 @@ class Kernels:
     """Operations that some hardware can compute faster; these are torch's own.
 
     GPT.use_kernels() replaces them by those of another object: place(), in
-    plaingpt/system/devices.py, chooses CpuKernels on a CPU and CudaKernels on a GPU. Decoding with
-    a cache uses torch's attention directly."""
+    plaingpt/system/devices.py, chooses CpuKernels on a CPU and CudaKernels on a GPU. In decoding,
+    the cache computes attention."""
     prefers_loss_in_parts = False  # whether to compute the loss without ever holding all logits
 
     def dropout(self, x, p):
@@ -188,14 +188,6 @@ def rotate(x, angles):
     return turned.to(x.dtype)
 
 
-def causal_mask(positions, visible):
-    """What is added to the scores of the first `visible` positions, (1 or B, 1, T, visible).
-
-    0 for those that queries at these positions see, -inf for later ones."""
-    is_later = torch.arange(visible, device=positions.device) > positions[..., None]
-    return torch.where(is_later[:, None], -math.inf, 0.0)
-
-
 def alibi_bias(config, positions, visible):
     """ALiBi's [4] bias of the scores, (1 or B, nh, T, visible): minus distance times a slope.
 
@@ -229,21 +221,6 @@ def make_norm(config):
     return nn.LayerNorm(config.n_embd, eps=NORM_EPS, bias=config.bias)
 
 
-def decoding_attention(q, k, v, mask):
-    """Attention of one new position a row, (B, nh, 1, hs), to k and v, (B, nkv, positions, hs).
-
-    mask: (B, 1 or nh, 1, positions), -inf where a row has nothing to see; None: all is seen."""
-    B, nh, _, hs = q.shape
-    nkv = k.size(1)
-    # Queries that share a head of keys become positions of one head, so grouped heads need no
-    # kernel of their own.
-    q = q.to(k.dtype).reshape(B, nkv, nh // nkv, hs)
-    if mask is not None and mask.size(1) == nh:
-        mask = mask.reshape(B, nkv, nh // nkv, -1)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return y.reshape(B, nh, 1, hs)
-
-
 class CausalSelfAttention(nn.Module):
     """Each position attends to itself and to the positions before it: (B, T, C) to (B, T, C)."""
 
@@ -265,7 +242,7 @@ class CausalSelfAttention(nn.Module):
         self.kernels = Kernels()
 
     def forward(self, x, angles=None, mask=None, cache=None):
-        """angles: rope's, or None. mask: ALiBi's bias, or what a row sees in decoding, or None.
+        """angles: rope's, or None. mask: ALiBi's bias, or None.
 
         cache: in generation, the keys and values of this block; see plaingpt/inference/cache.py."""
         B, T, C = x.shape
@@ -292,12 +269,12 @@ class CausalSelfAttention(nn.Module):
         q = q.transpose(1, 2)  # (B, nh, T, hs)
         k = k.transpose(1, 2)  # (B, nkv, positions, hs)
         v = v.transpose(1, 2)  # (B, nkv, positions, hs)
-        if mask is not None:
-            mask = mask.to(k.dtype)
         if decoding:
-            y = decoding_attention(q, k, v, mask)
+            y = cache.attention(q, k, v)
             y = y.to(x.dtype)  # the cache may be more precise
         else:
+            if mask is not None:
+                mask = mask.to(k.dtype)
             p = self.dropout if self.training else 0.0
             y = self.kernels.causal_attention(q, k, v, p, mask, grouped)  # (B, nh, T, hs)
 
@@ -445,21 +422,15 @@ class GPT(nn.Module):
         if self.residual_dtype is not None:
             x = x.to(self.residual_dtype)
 
-        # What all blocks share: rope's angles, and what each position sees where that is not plain
-        # causality.
+        # What all blocks share: rope's angles, or ALiBi's bias.
         angles = None
         mask = None
         positions = positions.view(-1, positions.size(-1))  # (1 or B, T)
         decoding = caches is not None and caches[0].decoding
-        visible = caches[0].visible if decoding else positions.size(-1)
         if self.config.position == 'rope':
             angles = rope_angles(self.config, positions)
-        if self.config.position == 'alibi':
-            mask = alibi_bias(self.config, positions, visible)
-        elif decoding and caches[0].hides_some:
-            mask = causal_mask(positions, visible)
-        if decoding and mask is not None:
-            mask = mask.to(caches[0].keys.dtype)  # once for all blocks
+        if self.config.position == 'alibi' and not decoding:
+            mask = alibi_bias(self.config, positions, positions.size(-1))
 
         # Through the blocks; with checkpointing, what happens inside is computed again later.
         for i, block in enumerate(self.transformer.h):

@@ -20,6 +20,24 @@ def generate(gpt, idx, new_tokens, seed=0, **options):
     return gpt.generate(idx, new_tokens, seeds=range(seed, seed + rows), **options)
 
 
+def greedy_without_cache(gpt, prompt, new_tokens, stride=1, context_size=None):
+    """The prompt and its likeliest continuation, a list, from reading the window at each token.
+
+    prompt: a list of ids. context_size: of the window; None: block_size."""
+    if context_size is None:
+        context_size = gpt.config.block_size
+    device = gpt.lm_head.weight.device
+    tokens = list(prompt)
+    begin = max(0, len(tokens) - context_size)
+    for _ in range(new_tokens):
+        if len(tokens) - begin > context_size:
+            begin = len(tokens) - (context_size - stride + 1)
+        with torch.no_grad():
+            logits, _ = gpt(torch.tensor([tokens[begin:]], device=device))
+        tokens.append(logits.argmax().item())
+    return tokens
+
+
 class ConstantHead(torch.nn.Module):
     """A head that gives these logits at every position."""
 

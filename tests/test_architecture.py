@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from conftest import TINY_GPT, tiny_gpt, tiny_ids
+from generating import greedy_without_cache, lively_gpt
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
@@ -38,15 +39,6 @@ def randomise(model, std=0.3):
     """Draws every parameter anew, those of norms too; returns the model."""
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=std)
-    return model
-
-
-def lively(**options):
-    """A tiny GPT whose text has different tokens at different places, beyond block_size too."""
-    model = tiny_gpt(**options)
-    for parameter in model.parameters():
-        if parameter.dim() == 2:
-            torch.nn.init.normal_(parameter, std=0.5)
     return model
 
 
@@ -214,7 +206,7 @@ def test_a_soft_cap_is_computed_in_float32():
 @pytest.mark.parametrize('position, ordered', [
     ('none', False), ('rope', True), ('alibi', True), ('learned', True)])
 def test_without_positions_one_layer_does_not_see_the_order_of_earlier_tokens(position, ordered):
-    model = lively(position=position, n_layer=1)
+    model = lively_gpt(position=position, n_layer=1)
     x = tiny_ids(2, 16)
     order = torch.randperm(15, generator=torch.Generator().manual_seed(0))
     permuted = torch.cat([x[:, order], x[:, 15:]], dim=1)
@@ -223,7 +215,7 @@ def test_without_positions_one_layer_does_not_see_the_order_of_earlier_tokens(po
 
 
 def test_rope_sees_distances_alone_and_its_theta():
-    model = lively(position='rope', n_layer=3)
+    model = lively_gpt(position='rope', n_layer=3)
     x = tiny_ids(2, 16)
     positions = torch.arange(16)
     expected = model.residuals(x, positions)
@@ -288,7 +280,7 @@ def test_without_options_the_initial_weights_are_the_same_as_ever():
 
 @all_combinations
 def test_a_token_changes_no_earlier_logits(options):
-    model = lively(**options)
+    model = lively_gpt(**options)
     x = tiny_ids(2, 16)
     before, _ = model(x, x)
     for t in 1, 7, 15:
@@ -297,18 +289,6 @@ def test_a_token_changes_no_earlier_logits(options):
         after, _ = model(changed, changed)
         assert torch.equal(after[:, :t], before[:, :t])
         assert not torch.allclose(after[:, t], before[:, t])
-
-
-def naive(model, row, n, stride, context_size):
-    """The n likeliest tokens after a row, by encoding the whole window for each of them."""
-    ids = list(row)
-    begin = max(0, len(ids) - context_size)
-    for _ in range(n):
-        if len(ids) - begin > context_size:
-            begin = len(ids) - (context_size - stride + 1)
-        logits, _ = model(torch.tensor([ids[begin:]]))
-        ids.append(logits.argmax().item())
-    return ids[len(row):]
 
 
 def contexts():
@@ -328,7 +308,7 @@ def contexts():
                          ids=lambda value: name_of(value) if isinstance(value, dict) else None)
 def test_greedy_text_is_that_of_encoding_the_whole_window_at_each_token(options, context_size,
                                                                         stride):
-    model = lively(**options)
+    model = lively_gpt(**options)
     rows = [tiny_ids(length, seed=length) for length in (3, 20, 1, 16, 11)]
     lengths = [len(row) for row in rows]
     padded = pad_sequence(rows, batch_first=True, padding_value=30)
@@ -336,7 +316,8 @@ def test_greedy_text_is_that_of_encoding_the_whole_window_at_each_token(options,
                          context_size=context_size)[:, 20:]
     expected = []
     for row in rows:
-        expected.append(naive(model, row.tolist(), 30, stride or 1, context_size or 16))
+        text = greedy_without_cache(model, row.tolist(), 30, stride or 1, context_size)
+        expected.append(text[len(row):])
     assert new.tolist() == expected
     assert len(new.unique()) > 9
     alone = model.generate(rows[0][None], 30, temperature=0, stride=stride,
@@ -363,7 +344,7 @@ def test_without_a_table_of_positions_a_window_may_be_longer_than_block_size(pos
 @pytest.mark.parametrize('kernels', [Kernels, CpuKernels])
 @all_combinations
 def test_dropout_and_checkpointing_give_the_same_loss_and_gradients(options, kernels):
-    model = lively(dropout=0.2, **options).use_kernels(kernels()).train()
+    model = lively_gpt(dropout=0.2, **options).use_kernels(kernels()).train()
     x = tiny_ids(3, 16)
     y = tiny_ids(3, 16, seed=2)
 
@@ -378,7 +359,7 @@ def test_dropout_and_checkpointing_give_the_same_loss_and_gradients(options, ker
 
 @all_combinations
 def test_bfloat16_is_close_to_float32(options):
-    model = lively(**options).use_kernels(CpuKernels())
+    model = lively_gpt(**options).use_kernels(CpuKernels())
     x = tiny_ids(3, 16)
     for parameter in model.parameters():
         if parameter.dim() == 2:
@@ -407,7 +388,7 @@ def test_bfloat16_is_close_to_float32(options):
 @pytest.mark.parametrize('kernels', [Kernels, CpuKernels])
 @pytest.mark.parametrize('options', COMBINATIONS[:4], ids=name_of)
 def test_a_compiled_model_is_one_graph_with_the_same_loss_and_text(options, kernels):
-    model = lively(block_size=64, **options).use_kernels(kernels())
+    model = lively_gpt(block_size=64, **options).use_kernels(kernels())
     prompt = tiny_ids(2, 5)
     x = tiny_ids(2, 16)
     text = model.generate(prompt, 20, temperature=0)
@@ -432,7 +413,7 @@ def test_a_compiled_model_is_one_graph_with_the_same_loss_and_text(options, kern
 
 @pytest.mark.parametrize('position', ['learned', 'rope', 'alibi', 'none'])
 def test_a_cropped_model_is_the_same_within_its_context(position):
-    model = lively(position=position)
+    model = lively_gpt(position=position)
     x = tiny_ids(2, 8)
     logits, _ = model(x)
     text = model.generate(x, 20, temperature=0, context_size=8)

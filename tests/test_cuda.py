@@ -11,7 +11,7 @@ import math
 import pytest
 import torch
 from conftest import TINY, run, succeeded, tiny_gpt, tiny_ids
-from generating import lively_gpt
+from generating import greedy_without_cache, lively_gpt
 from runs import losses, metrics, train
 
 from plaingpt.inference.engine import stream
@@ -169,15 +169,6 @@ ARCHITECTURES = [
 ]
 
 
-def uncached_text(gpt, ids, new_tokens):
-    """The likeliest continuation of one row, each token computed from all before it."""
-    for _ in range(new_tokens):
-        with torch.no_grad():
-            logits, _ = gpt(ids[:, -gpt.config.block_size:])
-        ids = torch.cat([ids, logits[:, -1:].argmax(dim=-1)], dim=1)
-    return ids
-
-
 @pytest.mark.parametrize('shape', ARCHITECTURES)
 @pytest.mark.parametrize('lengths', [[6, 6, 6], [3, 6, 5]])
 def test_greedy_text_with_a_cache_is_that_without_one(shape, lengths):
@@ -186,8 +177,8 @@ def test_greedy_text_with_a_cache_is_that_without_one(shape, lengths):
     new = list(stream(gpt, prompts, 200, temperature=0, lengths=lengths))
     text = torch.cat(new, dim=1)
     for row, length in enumerate(lengths):
-        expected = uncached_text(gpt, prompts[row:row + 1, :length], 200)
-        assert text[row].tolist() == expected[0, length:].tolist()
+        expected = greedy_without_cache(gpt, prompts[row, :length].tolist(), 200)
+        assert text[row].tolist() == expected[length:]
 
 
 @pytest.mark.parametrize('options', [

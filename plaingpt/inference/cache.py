@@ -3,9 +3,15 @@ The key-value cache: the keys and values of all positions so far, so that each n
 forward pass of one position only.
 
 For a forward pass the cache gives each block an object of its own. Attention calls its update(),
-which stores the keys and values of the pass and returns those that its queries attend to.
+which stores the keys and values of the pass and returns those that its queries attend to. Where one
+new position attends to the cache, the object also computes the attention.
 """
+import math
+
 import torch
+from torch.nn import functional as F
+
+from model import alibi_bias
 
 
 class KVCache:
@@ -15,6 +21,7 @@ class KVCache:
 
     def __init__(self, config, rows, positions, dtype, device):
         """config: the model's GPTConfig; rows, positions: how many the cache has room for."""
+        self.config = config
         shape = (rows, positions, config.n_kv_head, config.head_size)
         # Positions that are not written yet hold zeros: a mask hides them, but the attention
         # weight 0 times a NaN would still be NaN.
@@ -31,8 +38,18 @@ class KVCache:
                 for keys, values in zip(self.keys, self.values, strict=True)]
 
     def decode(self, positions, visible, hides_some):
-        """For each block a Decode of all rows; the arguments as there."""
-        return [Decode(keys, values, self.rows, positions, visible, hides_some)
+        """For each block a Decode of all rows; positions and visible as there.
+
+        hides_some: whether rows may lack some of the visible positions."""
+        # One mask, in the precision of the cache, serves all blocks.
+        mask = None
+        if self.config.position == 'alibi':
+            mask = alibi_bias(self.config, positions, visible)
+        elif hides_some:
+            mask = causal_mask(positions, visible)
+        if mask is not None:
+            mask = mask.to(self.keys[0].dtype)
+        return [Decode(keys, values, self.rows, positions, visible, mask)
                 for keys, values in zip(self.keys, self.values, strict=True)]
 
 
@@ -62,19 +79,41 @@ class Decode:
     rows: int64 (rows, 1), the numbers of all rows.
     positions: int64 (rows, 1), where the token of each row stands.
     visible: how many positions from the first on are returned.
-    hides_some: whether a mask must hide some of these, which a row does not have yet."""
+    mask: added to the scores, (rows, 1 or nh, 1, visible): -inf for positions that a row does not
+    have yet; None: it has all."""
     decoding = True
 
-    def __init__(self, keys, values, rows, positions, visible, hides_some):
+    def __init__(self, keys, values, rows, positions, visible, mask):
         self.keys = keys
         self.values = values
         self.rows = rows
         self.positions = positions
         self.visible = visible
-        self.hides_some = hides_some
+        self.mask = mask
 
     def update(self, k, v):
         """Stores k and v, (rows, 1, n_kv_head, hs); returns (rows, visible, n_kv_head, hs) each."""
         self.keys[self.rows, self.positions] = k.to(self.keys.dtype)
         self.values[self.rows, self.positions] = v.to(self.values.dtype)
         return self.keys[:, :self.visible], self.values[:, :self.visible]
+
+    def attention(self, q, k, v):
+        """Attention of q, (rows, nh, 1, hs), to k and v, (rows, nkv, visible, hs); as q's shape."""
+        B, nh, _, hs = q.shape
+        nkv = k.size(1)
+        # Queries that share a head of keys become positions of one head, so grouped heads need no
+        # kernel of their own.
+        q = q.to(k.dtype).reshape(B, nkv, nh // nkv, hs)
+        mask = self.mask
+        if mask is not None and mask.size(1) == nh:
+            mask = mask.reshape(B, nkv, nh // nkv, -1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return y.reshape(B, nh, 1, hs)
+
+
+def causal_mask(positions, visible):
+    """What is added to the scores of the first `visible` positions, (rows, 1, 1, visible).
+
+    0 for those that queries at these positions see, -inf for later ones."""
+    is_later = torch.arange(visible, device=positions.device) > positions[..., None]
+    return torch.where(is_later[:, None], -math.inf, 0.0)

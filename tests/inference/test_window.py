@@ -2,7 +2,7 @@
 import pytest
 import torch
 from conftest import tiny_ids
-from generating import generate, lively_gpt
+from generating import generate, greedy_without_cache, lively_gpt
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.rnn import pad_sequence
 
@@ -10,20 +10,6 @@ from plaingpt.inference import graphs, window
 from plaingpt.inference.cache import KVCache
 from plaingpt.inference.engine import stream
 from plaingpt.system.cuda_kernels import without_cudnn_attention
-
-CONTEXT = 16  # block_size of a lively_gpt()
-
-
-def greedy_without_cache(gpt, prompt, new_tokens, stride):
-    """The prompt and its likeliest continuation, a list, from reading the window at each token."""
-    tokens = list(prompt)
-    begin = max(0, len(tokens) - CONTEXT)
-    for _ in range(new_tokens):
-        if len(tokens) - begin > CONTEXT:
-            begin = len(tokens) - (CONTEXT - stride + 1)
-        logits, _ = gpt(torch.tensor([tokens[begin:]]))
-        tokens.append(logits.argmax().item())
-    return tokens
 
 
 @pytest.mark.parametrize('stride', [None, 2, 5, 16])
@@ -101,7 +87,7 @@ def record_masks(gpt):
     def record(block, arguments):
         x, angles, mask, cache = arguments
         if cache.decoding:
-            masks.append(mask)
+            masks.append(cache.mask)
 
     gpt.transformer.h[0].register_forward_pre_hook(record)
     return masks
