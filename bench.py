@@ -5,6 +5,7 @@ Times training, sampling or data preparation on random weights, and shows where 
     python bench.py --profile=True                   # where its time goes
     python bench.py --baseline=hf --json=bench.json  # in turns with transformers' GPT-2
     python bench.py --mode=decode --context=400      # tokens after a prompt
+    python bench.py --device=cpu --busy_core=True    # with another program on one of the cores
     python bench.py --mode=prepare --data_files='texts/*.parquet' --baseline=plain
 
 --profile=True writes a Chrome trace into ./bench_log; open it at https://ui.perfetto.dev.
@@ -62,11 +63,13 @@ n_embd = 768                        # {>= 1} channels, a multiple of n_head
 vocab_size = 50304                  # {>= 1} tokens
 dropout = 0.0                       # {[0, 1)} share of activations zeroed in training
 bias = False                        # in linear layers and layer norms
+gelu = 'tanh'                       # {'tanh' | 'exact'} GPT-2's form, or nanoGPT's
 optimizer = 'adamw'                 # {'adamw' | 'muon'} muon: matrices of blocks; AdamW the rest
 # Measurement
 num_steps = 20                      # {>= 1} timed steps; default in decode and prepare: 5
 warmup_steps = 3                    # {>= 1} steps before them; default in decode: 1
 steps_a_sync = 5                    # {>= 1} steps between waits for the device; default on a CPU: 1
+busy_core = False                   # True: time again while another program computes; CPU only
 profile = False                     # write a trace to ./bench_log, print the costliest operations
 json = ''                           # a file to write the figures to
 # System
@@ -85,6 +88,8 @@ def problems():
         yield "mode='prepare' needs documents: --data_files='texts/*.parquet'"
     if mode == 'prepare' and (baseline == 'hf' or profile):
         yield "mode='prepare' goes with neither baseline='hf' nor profile=True"
+    if busy_core and (mode == 'prepare' or not device.startswith('cpu')):
+        yield 'busy_core=True goes with device=cpu, and not with mode=prepare'
     if mode == 'decode' and baseline == 'hf' and context + new_tokens > block_size:
         yield (f'transformers stops at block_size={block_size}: context={context} + '
                f'new_tokens={new_tokens} is more')
@@ -119,7 +124,7 @@ if 'batch_size' not in given and (torch_device.type == 'cpu' or mode != 'train')
 if compile is None:
     compile = mode == 'train' and torch_device.type == 'cuda'
 with explained(ValueError):
-    shape = GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, bias)
+    shape = GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, bias, gelu)
 
 
 # ---- training ----
@@ -357,6 +362,26 @@ with profiler:
 
 rivals = contenders[1:]
 
+# ---- once more, beside another program ----
+
+def timed_again(name):
+    """The Contender that does our work again as the machine is now."""
+    contender = Contender(name, ours.trial, ours.work, steps_a_sync)
+    settled = time.monotonic() + 1  # threads need 0.25 s to notice that they share a core
+    while time.monotonic() < settled:
+        contender.trial()
+    for number in range(warmup_rounds, warmup_rounds + rounds):
+        contender.time(number)
+    return contender
+
+
+again = []
+if busy_core:
+    with baselines.busy_program():
+        again.append(timed_again('busy'))
+    torch.set_num_threads(1)
+    again.append(timed_again('1 thread'))
+
 # ---- figures ----
 if profile:
     sort_by = 'self_device_time_total' if torch_device.type == 'cuda' else 'self_cpu_time_total'
@@ -398,14 +423,14 @@ else:
 how_often = f'{rounds}'
 if steps_a_sync > 1:
     how_often += f' rounds of {steps_a_sync} steps'
-for contender in contenders:
+for contender in [*contenders, *again]:
     median = 1000 * contender.median()
     shortest, longest = 1000 * min(contender.seconds), 1000 * max(contender.seconds)
     print(f'{contender.name:8} {median:.2f} ms for {work}, the median of {how_often} '
           f'({shortest:.2f} to {longest:.2f}): {contender.speed():,.0f} tokens/s')
-    if mode == 'train':
+    if mode == 'train' and contender not in again:
         print(f'         its first step took {short_time(contender.start_seconds)}')
-    if mode == 'decode':
+    if mode == 'decode' and contender not in again:
         print(f'         its first text took {1000 * contender.first_seconds:.2f} ms, after '
               f'{short_time(contender.start_seconds)} for two tokens')
 
@@ -446,6 +471,13 @@ if rivals:
     figures['baseline'] = baseline
     figures['baseline_tokens_per_s'] = fastest.speed()
     figures['ratio'] = ratio
+if busy_core:
+    busy, one_thread = again
+    of_one_thread = busy.speed() / one_thread.speed()
+    print(f'shared   beside a program that keeps a core busy {busy.speed() / ours.speed():.2f} of '
+          f'the speed, and {of_one_thread:.2f} of that of one thread alone')
+    figures['busy_core'] = [contender.figures() for contender in again]
+    figures['busy_core_of_one_thread'] = of_one_thread
 if json:
     with explained(OSError, prefix='json: '), open(json, 'w', encoding='utf-8') as file:
         dump(figures, file, indent=2)

@@ -133,10 +133,13 @@ def round_up(number, multiple):
 class Kernels:
     """Operations that some hardware can compute faster; these are torch's own.
 
-    GPT.use_kernels() replaces them by those of another object: place(), in
-    plaingpt/system/devices.py, chooses CpuKernels on a CPU and CudaKernels on a GPU. In decoding,
-    the cache computes attention."""
+    GPT.use_kernels() replaces them: place(), in plaingpt/system/devices.py, chooses CpuKernels on a
+    CPU and CudaKernels on a GPU. In decoding, the cache computes attention."""
     prefers_loss_in_parts = False  # whether to compute the loss without ever holding all logits
+
+    def linear(self, x, weight, bias):
+        """x (…, in) times the transposed weight (out, in), plus the bias (out,) if there is one."""
+        return F.linear(x, weight, bias)
 
     def dropout(self, x, p):
         """Sets each element of x to 0 with probability p, and scales the others by 1 / (1 - p)."""
@@ -151,13 +154,21 @@ class Kernels:
                                               is_causal=bias is None, enable_gqa=grouped)
 
 
+class Linear(nn.Linear):
+    """A linear layer, by the kernels of the device."""
+    kernels = Kernels()
+
+    def forward(self, x):
+        return self.kernels.linear(x, self.weight, self.bias)
+
+
 class Dropout(nn.Module):
     """Dropout in training, by the kernels of the device."""
+    kernels = Kernels()
 
     def __init__(self, p):
         super().__init__()
         self.p = p
-        self.kernels = Kernels()
 
     def forward(self, x):
         if self.training and self.p > 0:
@@ -223,6 +234,7 @@ def make_norm(config):
 
 class CausalSelfAttention(nn.Module):
     """Each position attends to itself and to the positions before it: (B, T, C) to (B, T, C)."""
+    kernels = Kernels()
 
     def __init__(self, config):
         super().__init__()
@@ -236,10 +248,9 @@ class CausalSelfAttention(nn.Module):
         #     q0 q1 q2 q3  k0 k1  v0 v1
         # where q0 and q1 attend to k0 and v0, and q2 and q3 to k1 and v1.
         heads = self.n_head + 2 * self.n_kv_head
-        self.c_attn = nn.Linear(config.n_embd, heads * self.head_size, bias=config.bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.c_attn = Linear(config.n_embd, heads * self.head_size, bias=config.bias)
+        self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = Dropout(config.dropout)
-        self.kernels = Kernels()
 
     def forward(self, x, angles=None, mask=None, cache=None):
         """angles: rope's, or None. mask: ALiBi's bias, or None.
@@ -293,8 +304,8 @@ class MLP(nn.Module):
         width = config.mlp_width
         if self.kind == 'swiglu':
             width = 2 * width  # one matrix makes the gates, then the values
-        self.c_fc = nn.Linear(config.n_embd, width, bias=config.bias)
-        self.c_proj = nn.Linear(config.mlp_width, config.n_embd, bias=config.bias)
+        self.c_fc = Linear(config.n_embd, width, bias=config.bias)
+        self.c_proj = Linear(config.mlp_width, config.n_embd, bias=config.bias)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x):
@@ -328,13 +339,13 @@ class Block(nn.Module):
 
 class GPT(nn.Module):
     """The model of a GPTConfig: from token ids to logits of the next token."""
+    kernels = Kernels()
 
     def __init__(self, config):
         super().__init__()
         self.config = config
         self.checkpointing = False  # True: keep only each block's input, and recompute the rest
         self.residual_dtype = None  # torch.bfloat16 keeps the residual stream in it; None: as it is
-        self.kernels = Kernels()
         wpe = None  # other kinds of positions have no table
         if config.position == 'learned':
             wpe = nn.Embedding(config.block_size, config.n_embd)
@@ -346,7 +357,7 @@ class GPT(nn.Module):
             'ln_f': make_norm(config),  # the last norm, before the head
         })
         self.embedding_dropout = Dropout(config.dropout)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tied:
             self.transformer.wte.weight = self.lm_head.weight
         self.init_weights()
@@ -451,10 +462,9 @@ class GPT(nn.Module):
     def loss_in_parts(self, x, targets):
         """Mean cross-entropy of x (N, C) and targets (N,), LOGITS_AT_ONCE logits at a time.
 
-        Each part of the logits is computed again in the backward pass, a third more work for a
-        fraction of the memory. N = 4096, V = 50304 on a CPU in bfloat16: 7.2 s, against 7.0 s and
-        three times the memory for all logits at once, and 19 s for F.linear_cross_entropy
-        (torch 2.13), whose loss is off by 1% (experiments/what_pays.py)."""
+        Each part of the logits is computed again in the backward pass: a third more work for a
+        fraction of the memory. experiments/what_pays.py compares it with all logits at once, and
+        with torch 2.13's F.linear_cross_entropy, whose loss is off by 1% in bfloat16."""
         def summed_loss(x, targets):
             logits = self.logits(x).float()
             return F.cross_entropy(logits, targets, ignore_index=-1, reduction='sum')

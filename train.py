@@ -73,6 +73,7 @@ position = 'learned'                # {'learned' | 'rope' | 'alibi' | 'none'}
 rope_theta = 10000.0                # {> 0} base of the periods of 'rope'
 norm = 'layernorm'                  # {'layernorm' | 'rmsnorm'}
 mlp = 'gelu'                        # {'gelu' | 'relu2' | 'swiglu'}
+gelu = 'tanh'                       # {'tanh' | 'exact'} GPT-2's form, or nanoGPT's
 qk_norm = False                     # True: normalise queries and keys
 n_kv_head: int | None = None        # {>= 1} heads of keys and values, divides n_head; None: n_head
 logit_softcap = 0.0                 # {>= 0} bound that logits approach by tanh; 0: no bound

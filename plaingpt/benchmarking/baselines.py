@@ -1,10 +1,11 @@
 """
-The baselines of bench.py: a GPT trained, sampled and fed with data as nanoGPT does it, and
-transformers' GPT-2.
+What bench.py compares with: a GPT trained, sampled and fed with data as nanoGPT does it,
+transformers' GPT-2, and a machine that another program shares.
 
-Each function makes the random weights of a GPTConfig on a device, and returns a function that takes
-a training step or writes a text. The caller waits for the device.
+The functions for training and decoding make the random weights of a GPTConfig on a device, and
+return a function that takes a training step or writes a text. The caller waits for the device.
 """
+import contextlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -100,6 +101,19 @@ def transformers_text(config, rows, device, dtype):
         return rows
 
     return text
+
+
+# ---- other load ----
+
+@contextlib.contextmanager
+def busy_program():
+    """A context in which another program keeps one core busy."""
+    program = subprocess.Popen([sys.executable, '-c', 'while True: pass'])
+    try:
+        yield
+    finally:
+        program.kill()
+        program.wait()
 
 
 # ---- the models ----

@@ -52,7 +52,7 @@ class Activations:
         """FLASH, WRITTEN_OUT or MATH."""
         config = self.config
         if self.device_type == 'cpu':  # as in CpuKernels.causal_attention()
-            short = self.precision == 'bfloat16' and config.block_size <= 512
+            short = self.precision == 'bfloat16' and config.block_size <= 1024
             return WRITTEN_OUT if config.dropout > 0 or short else FLASH
         if self.device_type == 'mps' and self._flash_lacks_grouped_heads():
             return MATH
@@ -114,8 +114,11 @@ class Activations:
             return self.number_size * numbers + 4 * config.n_head
 
         # Here q, k and v have been copied, repeated for all heads, and each head keeps T weights.
-        # Dropout keeps the weights before it, its mask, and the product of the two.
-        copies = 3 if config.dropout > 0 else 1
+        # With dropout, our CPU kernels keep the weights before it and its mask; torch also keeps
+        # their product.
+        copies = 1
+        if config.dropout > 0:
+            copies = 2 if self.attention_form == WRITTEN_OUT else 3
         return self.attention_weight_size * (3 * C + copies * config.n_head * config.block_size)
 
     def _qk_norm(self):

@@ -199,14 +199,18 @@ class TrainingStep:
         """The gradients of attention weights, where attention holds those."""
         config = self.config
         weights = self.tokens * config.n_head * config.block_size
-        if self.activations.attention_form == WRITTEN_OUT:
-            weights = min(weights, WEIGHTS_AT_ONCE)
-        # Those of the weights and those of the scores; with dropout, the freed product of weights
-        # and mask makes room for one of them.
-        copies = 1 if config.dropout > 0 else 2
-        gradients = copies * self.activations.attention_weight_size * weights
         incoming = self.tokens * self.activations.number_size * config.n_embd
         freed = self.tokens * self.activations.mlp()
+        if self.activations.attention_form == WRITTEN_OUT:
+            weights = min(weights, WEIGHTS_AT_ONCE)
+            # Those of the weights and those of the scores; with dropout also the dropped weights.
+            copies = 3 if config.dropout > 0 else 2
+            # Those of queries, keys and values; with dropout also the incoming one, scaled.
+            incoming *= 5 if config.dropout > 0 else 4
+        else:
+            # With dropout, the freed product of weights and mask makes room for one of the two.
+            copies = 1 if config.dropout > 0 else 2
+        gradients = copies * self.activations.attention_weight_size * weights
         return gradients + incoming - freed
 
     # ---- gradients of the weights, in float32 ----

@@ -1,5 +1,5 @@
 """
-Faster CPU versions of dropout, attention in training, and the loss.
+Faster CPU versions of linear layers, dropout, attention in training, and the loss.
 
 Times are medians of a forward and backward pass on 2 cores of an AMD EPYC with AVX512-BF16;
 experiments/what_pays.py measures them again.
@@ -7,12 +7,14 @@ experiments/what_pays.py measures them again.
 import math
 
 import torch
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
 from model import Kernels
+from plaingpt.system.devices import cpu_capabilities
 from plaingpt.system.seeds import mixed_seed
 
 WEIGHTS_AT_ONCE = 2 ** 21  # attention weights, which then stay in a core's cache
+ROWS_OF_A_PRODUCT = 32     # with fewer, oneDNN would spend more time on the matrix than on the rows
 
 
 class CpuKernels(Kernels):
@@ -23,6 +25,7 @@ class CpuKernels(Kernels):
 
     def __init__(self):
         self.set_rows(0, 1)
+        self.uses_onednn = onednn_beats_mkl()
 
     def set_rows(self, first, stride):
         """Says which rows of the micro-batch the next tensors hold: first, first + stride, …"""
@@ -33,12 +36,16 @@ class CpuKernels(Kernels):
     def prefers_loss_in_parts(self):
         return not torch.compiler.is_compiling()
 
-    def dropout(self, x, p):
-        # 16 x 256 x 384 elements take 3 ms, against 11 for F.dropout.
-        if torch.compiler.is_compiling():
-            return super().dropout(x, p)
-        keep = self.keep_mask(self.draw_seed(), x.shape, p, x.dtype)
-        return x * keep.mul_(1 / (1 - p))
+    # ---- linear layers ----
+
+    def linear(self, x, weight, bias):
+        in_float32 = x.dtype == torch.float32 and not torch.is_autocast_enabled('cpu')
+        many_rows = x.numel() >= ROWS_OF_A_PRODUCT * x.shape[-1]
+        if torch.compiler.is_compiling() or not (self.uses_onednn and in_float32 and many_rows):
+            return super().linear(x, weight, bias)
+        return OneDnnLinear.apply(x, weight, bias)
+
+    # ---- attention ----
 
     def causal_attention(self, q, k, v, p, bias=None, grouped=False):
         """Writes attention out, some sequences at a time, where that is faster than torch's kernel.
@@ -48,34 +55,33 @@ class CpuKernels(Kernels):
         positions in bfloat16 and at any number in float32, and keeps no T x T weights. It also
         rounds scores less, so it serves wherever nothing is trained."""
         T = q.size(2)
-        short = q.dtype == torch.bfloat16 and T <= 512
+        short = q.dtype == torch.bfloat16 and T <= 1024
         write_out = p > 0 or (short and torch.is_grad_enabled())
         if torch.compiler.is_compiling() or not write_out:
             return super().causal_attention(q, k, v, p, bias, grouped)
-        return self.written_out_attention(q, k, v, p, bias)
 
-    def written_out_attention(self, q, k, v, p, bias):
-        """Attention with its T x T weights written out; arguments as above."""
         B, nh, T, hs = q.shape
         if k.size(1) < nh:
             k = k.repeat_interleave(nh // k.size(1), dim=1)
             v = v.repeat_interleave(nh // v.size(1), dim=1)
         if bias is None:
             bias = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
-        q = q * hs ** -0.5
-        v = v / (1 - p)  # dropout's scale, which costs less here than on T x T weights
         seed = self.draw_seed() if p > 0 else None
+        q = q * hs ** -0.5
 
-        outputs = []
-        rows = max(1, WEIGHTS_AT_ONCE // (nh * T * T))
-        for begin in range(0, B, rows):
-            chunk = slice(begin, begin + rows)
-            scores = q[chunk] @ k[chunk].transpose(2, 3) + bias
-            weights = F.softmax(scores, dim=-1)  # (rows, nh, T, T)
-            if p > 0:
-                weights = weights * self.keep_mask(seed, weights.shape, p, weights.dtype, begin)
-            outputs.append(weights @ v[chunk])
-        return torch.cat(outputs)
+        def keep_mask(begin, weights):
+            return self.keep_mask(seed, weights.shape, p, weights.dtype, begin)
+
+        return WrittenOutAttention.apply(q, k, v, bias, p, keep_mask)
+
+    # ---- dropout ----
+
+    def dropout(self, x, p):
+        # 16 x 256 x 384 elements take 3 ms, against 11 for F.dropout.
+        if torch.compiler.is_compiling():
+            return super().dropout(x, p)
+        keep = self.keep_mask(self.draw_seed(), x.shape, p, x.dtype)
+        return x * keep.mul_(1 / (1 - p))
 
     @staticmethod
     def draw_seed():
@@ -100,3 +106,108 @@ class CpuKernels(Kernels):
             drawn[row].random_(-2 ** 63, None, generator=generator)
         drawn = drawn.view(torch.int16)[:, :elements]
         return drawn.reshape(shape).ge_(threshold).to(dtype)
+
+
+class WrittenOutAttention(torch.autograd.Function):
+    """Causal attention with its T x T weights written out, some sequences at a time.
+
+    By hand because autograd would start twice as many operations, and with dropout keep the
+    weights, the mask and their product, where the first two serve."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias, p, keep_mask):
+        """q, scaled already, k, v and the result: (B, nh, T, hs).
+
+        bias: added to the scores (B, nh, T, T). p: of dropout of the weights; keep_mask: a function
+        of a sequence's index and the weights from there on, which returns their mask."""
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        B, nh, T, hs = q.shape
+        weights = q.new_empty(B, nh, T, T)
+        kept = torch.empty_like(weights) if p > 0 else None
+        y = torch.empty_like(q)
+        for part in slices(B, WEIGHTS_AT_ONCE // (nh * T * T)):
+            scores = torch.matmul(q[part], k[part].mT)
+            scores += bias
+            torch.softmax(scores, dim=-1, out=weights[part])
+            dropped = weights[part]
+            if p > 0:
+                kept[part] = keep_mask(part.start, weights[part])
+                dropped = dropped * kept[part]
+            torch.matmul(dropped, v[part], out=y[part])
+        ctx.save_for_backward(q, k, v, weights, kept)
+        ctx.p = p
+        return y / (1 - p) if p > 0 else y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        q, k, v, weights, kept = ctx.saved_tensors
+        p = ctx.p
+        q_gradient = torch.empty_like(q)
+        k_gradient = torch.empty_like(k)
+        v_gradient = torch.empty_like(v)
+        gradient = gradient.contiguous()
+        if p > 0:
+            gradient = gradient / (1 - p)
+        B, nh, T, hs = q.shape
+        for part in slices(B, WEIGHTS_AT_ONCE // (nh * T * T)):
+            dropped = weights[part]
+            weights_gradient = torch.matmul(gradient[part], v[part].mT)
+            if p > 0:
+                dropped = dropped * kept[part]
+                weights_gradient *= kept[part]
+            scores_gradient = torch._softmax_backward_data(
+                weights_gradient, weights[part], -1, weights.dtype)
+            torch.matmul(scores_gradient, k[part], out=q_gradient[part])
+            torch.matmul(scores_gradient.mT, q[part], out=k_gradient[part])
+            torch.matmul(dropped.mT, gradient[part], out=v_gradient[part])
+        return q_gradient, k_gradient, v_gradient, None, None, None
+
+
+class OneDnnLinear(torch.autograd.Function):
+    """F.linear in float32 by oneDNN, where torch would take MKL."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return onednn_linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        x_gradient = weight_gradient = bias_gradient = None
+        rows = x.flatten(0, -2)
+        row_gradients = gradient.flatten(0, -2)
+        if ctx.needs_input_grad[0]:
+            x_gradient = onednn_linear(gradient, weight.T)
+        if ctx.needs_input_grad[1]:
+            # oneDNN transposes its first matrix in a copy, so that is the narrower one.
+            if rows.size(1) < row_gradients.size(1):
+                weight_gradient = onednn_linear(rows.T, row_gradients.T).T.contiguous()
+            else:
+                weight_gradient = onednn_linear(row_gradients.T, rows.T)
+        if ctx.needs_input_grad[2]:
+            bias_gradient = row_gradients.sum(0)
+        return x_gradient, weight_gradient, bias_gradient
+
+
+def slices(length, size):
+    """Slices of at least one and at most `size` elements that cover a length."""
+    size = max(1, size)
+    return [slice(begin, begin + size) for begin in range(0, length, size)]
+
+
+def onednn_linear(x, weight, bias=None):
+    """F.linear(x, weight, bias), by oneDNN and without a gradient."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
+
+
+def onednn_beats_mkl():
+    """Whether products in float32 are faster by oneDNN than by MKL, which torch takes.
+
+    MKL uses AVX-512 on Intel's CPUs alone. On an AMD EPYC with AVX-512, two threads: 768 x 128 x
+    512 with oneDNN 490 GFLOP/s, with MKL 230; limited to AVX2, 266 and 236."""
+    name = cpu_capabilities().get('cpu_name', 'Intel')  # an older torch does not tell
+    has_avx512 = torch.backends.cpu.get_cpu_capability() == 'AVX512'
+    return torch.backends.mkldnn.enabled and has_avx512 and 'Intel' not in name

@@ -10,6 +10,7 @@ import sys
 
 import torch
 
+from plaingpt.system import cpu_runtime
 from plaingpt.system.messages import UserError
 
 
@@ -142,8 +143,13 @@ def residual_dtype(bf16_residual, precision_name):
 
 
 def set_up_math(seed, device):
-    """Seeds torch; on CUDA also makes this GPU the current one and allows TF32 in products."""
+    """Seeds torch and prepares the device.
+
+    On CUDA this GPU becomes the current one, and products may use TF32. On a CPU malloc keeps freed
+    memory, and threads do not spin on cores that other programs need."""
     torch.manual_seed(seed)
+    if device.type == 'cpu':
+        cpu_runtime.set_up()
     if device.type == 'cuda':
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision('high')  # on a CPU this would lower the precision too

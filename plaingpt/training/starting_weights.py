@@ -181,8 +181,7 @@ def settings_decided_by(saved, path):
 
     The data set is not among them. UserError if the checkpoint at path holds impossible ones."""
     decided = asdict(_config_of(saved, path))
-    for key in ('vocab_size', 'gelu'):  # no keys of train.py
-        del decided[key]
+    del decided['vocab_size']  # no key of train.py
     del decided['dropout']  # which a resumed run may change
     if saved.get('lora') is None:
         decided['lora_rank'] = 0

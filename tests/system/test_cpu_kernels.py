@@ -80,8 +80,9 @@ def test_attention_written_out_is_torchs_own_and_its_dropout_that_of_the_formula
     (torch.float32, 64, 0.0, True, False),
     (torch.bfloat16, 64, 0.0, True, True),
     (torch.bfloat16, 64, 0.0, False, False),
-    (torch.bfloat16, 1024, 0.0, True, False),
-    (torch.bfloat16, 1024, 0.2, True, True),
+    (torch.bfloat16, 1024, 0.0, True, True),
+    (torch.bfloat16, 1100, 0.0, True, False),
+    (torch.bfloat16, 1100, 0.2, True, True),
 ])
 def test_attention_is_written_out_where_that_is_faster(monkeypatch, dtype, T, p, training,
                                                        written_out):

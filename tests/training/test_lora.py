@@ -90,7 +90,7 @@ def test_merging_leaves_a_plain_model_with_the_same_logits(shape, targets):
     lora.merge_adapter(gpt)
     assert torch.allclose(logits(gpt, idx), expected, atol=1e-5)
     assert gpt.state_dict().keys() == plain.state_dict().keys()
-    assert vars(gpt).keys() == vars(plain).keys()
+    assert vars(gpt).keys() - {'kernels'} == vars(plain).keys()
     assert all(parameter.requires_grad for parameter in gpt.parameters())
     plain.load_state_dict(gpt.state_dict())
     assert torch.equal(logits(plain, idx), logits(gpt, idx))

@@ -234,7 +234,8 @@ def test_a_checkpoint_decides_the_shape_and_the_adapter_of_its_run(lora_run, tmp
     assert decided['block_size'] == 8
     assert (decided['lora_rank'], decided['lora_alpha']) == (3, 12)
     assert (decided['trainable'], decided['unfreeze']) == ('all', None)
-    assert not {'dropout', 'vocab_size', 'gelu'} & decided.keys()
+    assert not {'dropout', 'vocab_size'} & decided.keys()
+    assert decided['gelu'] == 'tanh'
 
     plain = save_run(tmp_path / 'plain', tiny_gpt(position='rope'))
     decided = starting_weights.settings_decided_by(*checkpoints.load_to_resume(plain))
