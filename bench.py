@@ -379,8 +379,10 @@ again = []
 if busy_core:
     with baselines.busy_program():
         again.append(timed_again('busy'))
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     again.append(timed_again('1 thread'))
+    torch.set_num_threads(threads)
 
 # ---- figures ----
 if profile:

@@ -168,6 +168,24 @@ def test_the_residual_stream_can_be_bfloat16(tmp_path):
 
 
 @pytest.mark.parametrize('mode', ['train', 'decode'])
+def test_it_is_timed_again_beside_a_program_and_on_one_thread(tmp_path, monkeypatch, mode):
+    threads = []
+    set_threads = torch.set_num_threads
+    monkeypatch.setattr(torch, 'set_num_threads', lambda n: (threads.append(n), set_threads(n)))
+    before = torch.get_num_threads()
+    keys = KEYS | dict(mode=mode, real_data=False, context=3, new_tokens=5, busy_core=True,
+                       json=tmp_path / 'figures.json')
+    stdout = succeeded(run_here('bench.py', **keys))
+    figures = figures_of(tmp_path / 'figures.json')
+    busy, one_thread = figures['busy_core']
+    assert threads == [1, before]
+    assert figures['busy_core_of_one_thread'] == pytest.approx(
+        busy['tokens_per_s'] / one_thread['tokens_per_s'])
+    assert re.search('^busy  .*\n1 thread .*\n', stdout, re.MULTILINE)
+    assert f"{figures['busy_core_of_one_thread']:.2f} of that of one thread alone" in stdout
+
+
+@pytest.mark.parametrize('mode', ['train', 'decode'])
 def test_the_plain_baseline_uses_none_of_the_cpu_kernels(mode, monkeypatch):
     from plaingpt.system.cpu_kernels import CpuKernels
     used = []
@@ -227,6 +245,8 @@ def test_data_with_a_larger_vocabulary_is_not_used(char_data):
     (dict(mode='prepare', data_files='texts/no', num_steps=1), 'texts/no'),
     (KEYS | dict(real_data=False, json='no/folder.json'), 'json: '),
     (KEYS | dict(compile_mode='fast'), 'compile_mode='),
+    (KEYS | dict(busy_core=True, device='mps'), 'busy_core=True goes with device=cpu'),
+    (dict(mode='prepare', data_files='x', busy_core=True), 'not with mode=prepare'),
     (KEYS | dict(bf16_residual=True, dtype='float32'), 'bf16_residual=True needs dtype=bfloat16'),
 ], ids=str)
 def test_what_cannot_be_measured_is_refused_in_one_sentence(keys, sentence):

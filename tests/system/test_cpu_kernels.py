@@ -18,10 +18,80 @@ def test_a_gpt_on_a_cpu_computes_with_them():
     kernels = model.kernels
     assert isinstance(kernels, CpuKernels)
     assert model.embedding_dropout.kernels is kernels
+    assert model.lm_head.kernels is kernels
     for block in model.transformer.h:
         assert block.attn.kernels is kernels
+        assert block.attn.c_attn.kernels is kernels
         assert block.attn.resid_dropout.kernels is kernels
         assert block.mlp.dropout.kernels is kernels
+
+
+# ---- linear layers ----
+
+@pytest.fixture
+def onednn_kernels():
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip('this torch has no oneDNN')
+    kernels = CpuKernels()
+    kernels.uses_onednn = True
+    return kernels
+
+
+@pytest.mark.parametrize('shape, width', [((2, 40, 8), 24), ((70, 24), 8), ((64, 8), 8)])
+@pytest.mark.parametrize('has_bias', [False, True])
+def test_a_linear_layer_by_onednn_is_torchs(onednn_kernels, shape, width, has_bias):
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape).requires_grad_(),
+              torch.randn(width, shape[-1]).requires_grad_()]
+    bias = None
+    if has_bias:
+        bias = torch.randn(width).requires_grad_()
+        inputs.append(bias)
+    x, weight = inputs[:2]
+    gradient = torch.randn(*shape[:-1], width)
+
+    expected = F.linear(x, weight, bias)
+    found = onednn_kernels.linear(x, weight, bias)
+    assert type(found.grad_fn) is not type(expected.grad_fn)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.autograd.grad(found, inputs, gradient),
+                               torch.autograd.grad(expected, inputs, gradient),
+                               rtol=1e-5, atol=1e-5)
+
+
+def test_a_frozen_layer_by_onednn_passes_the_gradient_on(onednn_kernels):
+    x = torch.randn(40, 8, requires_grad=True)
+    weight = torch.randn(24, 8)
+    onednn_kernels.linear(x, weight, None).sum().backward()
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(40, 8), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('rows, dtype, autocasts', [
+    (31, torch.float32, False), (40, torch.bfloat16, False), (40, torch.float32, True)])
+def test_few_rows_and_bfloat16_are_left_to_torch(onednn_kernels, monkeypatch, rows, dtype,
+                                                 autocasts):
+    monkeypatch.setattr(cpu_kernels, 'OneDnnLinear', None)
+    x = torch.randn(rows, 8, dtype=dtype)
+    weight = torch.randn(24, 8, dtype=dtype)
+    with torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocasts):
+        assert torch.equal(onednn_kernels.linear(x, weight, None), F.linear(x, weight))
+
+
+@pytest.mark.parametrize('cpu, capability, enabled, expected', [
+    ('AMD EPYC', 'AVX512', True, True),
+    ('AMD EPYC', 'AVX512', False, False),
+    ('AMD EPYC', 'AVX2', True, False),
+    ('Intel(R) Xeon(R) Gold', 'AVX512', True, False),
+    (None, 'AVX512', True, False),
+    ('Neoverse-V2', 'DEFAULT', True, False),
+])
+def test_onednn_is_used_on_cpus_on_which_mkl_lacks_avx512(monkeypatch, cpu, capability, enabled,
+                                                          expected):
+    capabilities = {} if cpu is None else {'cpu_name': cpu}
+    monkeypatch.setattr(cpu_kernels, 'cpu_capabilities', lambda: capabilities)
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
+    monkeypatch.setattr(torch.backends.mkldnn, 'enabled', enabled)
+    assert CpuKernels().uses_onednn == expected
 
 
 # ---- attention ----
@@ -213,6 +283,10 @@ def test_while_torch_compiles_they_are_torchs_own(monkeypatch):
     assert kernels.prefers_loss_in_parts
     monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: True)
     monkeypatch.setattr(kernels, 'keep_mask', None)
+    monkeypatch.setattr(cpu_kernels, 'OneDnnLinear', None)
+    kernels.uses_onednn = True
+    assert torch.equal(kernels.linear(torch.ones(40, 8), torch.ones(2, 8), None),
+                       torch.full((40, 2), 8.0))
     assert not kernels.prefers_loss_in_parts
     x = torch.randn(2, 2, 9, 8)
     torch.manual_seed(0)
