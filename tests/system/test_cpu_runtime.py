@@ -34,19 +34,19 @@ from plaingpt.system import cpu_runtime
 if KEEP:
     cpu_runtime.keep_freed_memory()
 faults = []
-for step in range(8):
+for step in range(12):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    tensors = [torch.ones(2 ** 22) for _ in range(4)]
+    tensors = [torch.ones(2 ** 24) for _ in range(2)]
     del tensors
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(sum(faults[4:]))
+print(sum(faults[8:]))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason="it is a setting of glibc's malloc")
 def test_freed_memory_is_used_again_without_new_pages():
     by_default = printed(PAGE_FAULTS.replace('KEEP', 'False'), threads=1)
-    assert by_default > 10_000  # pages of 4 KiB, for 64 MiB a step
+    assert by_default > 10_000  # pages of 4 KiB; each tensor has 64 MiB
     assert printed(PAGE_FAULTS.replace('KEEP', 'True'), threads=1) < 1_000
 
 
