@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from model import round_up
 from plaingpt.inference import graphs
 from plaingpt.inference.cache import KVCache
+from plaingpt.system.cpu_kernels import CpuKernels
 from plaingpt.system.cuda_kernels import without_cudnn_attention
 
 
@@ -55,6 +56,9 @@ class Window:
             dtype = torch.float32
         self.rounds_lengths = graphs.are_used_on(device)
         room = cache_room(self.filled + max_new_tokens, context_size, device)
+        self.packed = {}
+        if isinstance(model.kernels, CpuKernels):
+            self.packed = model.kernels.pack(model, len(self.sizes))
         # With one position more, decoding always sees a slice. torch.compile would compile again
         # where it sees whole tensors, which it can't while a graph is recorded.
         self.cache = KVCache(model.config, len(self.sizes), room + 1, dtype, device)
@@ -118,9 +122,7 @@ class Window:
         sizes_differ = min(self.sizes) < max(self.sizes)
         hides_some = self.rounds_lengths or sizes_differ
         caches = self.cache.decode(self.positions, visible, hides_some)
-        device = self.tokens.device
-        with (attention_for_generation(device),
-              without_onednn_for_one_row(device, len(self.tokens))):
+        with kernels_for_decoding(self.model, self.tokens.device, len(self.tokens), self.packed):
             logits, _ = self.model(self.last_tokens(), positions=self.positions, caches=caches)
         return logits[:, -1]
 
@@ -170,6 +172,17 @@ def attention_for_generation(device):
     if device.type == 'cuda':
         return without_cudnn_attention()
     return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def kernels_for_decoding(model, device, rows, packed):
+    """A context for a pass of one position of so many rows; packed: weights from pack()."""
+    with attention_for_generation(device), without_onednn_for_one_row(device, rows):
+        if packed:
+            with model.kernels.use_packed(packed):
+                yield
+        else:
+            yield
 
 
 @contextlib.contextmanager

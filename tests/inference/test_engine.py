@@ -4,9 +4,11 @@ import math
 import pytest
 import torch
 from conftest import tiny_gpt, tiny_ids
-from generating import generate, gpt_with_logits, lively_gpt
+from generating import generate, gpt_with_logits, greedy_without_cache, lively_gpt
 
 from plaingpt.inference.engine import InvalidArguments
+from plaingpt.system import cpu_kernels
+from plaingpt.system.devices import place
 
 
 def test_with_seeds_the_text_depends_on_them_alone():
@@ -44,6 +46,26 @@ def test_a_compiled_model_gives_the_same_text():
     gpt.compile(backend=count_graphs, dynamic=True)
     assert torch.equal(gpt.generate(prompts, 20, temperature=0), eager)
     assert 0 < len(graphs) < 5  # not one for each length
+
+
+def test_several_rows_on_a_cpu_use_packed_weights_which_are_never_stale(monkeypatch):
+    calls = []
+    onednn_linear = cpu_kernels.onednn_linear
+
+    def noted(*arguments):
+        calls.append(1)
+        return onednn_linear(*arguments)
+
+    monkeypatch.setattr(cpu_kernels, 'onednn_linear', noted)
+    gpt = place(lively_gpt(), torch.device('cpu')).eval()
+    prompts = tiny_ids(3, 4)
+    for _ in range(2):
+        text = gpt.generate(prompts, 20, temperature=0).tolist()
+        assert text == [greedy_without_cache(gpt, row, 20) for row in prompts.tolist()]
+        for parameter in gpt.parameters():
+            parameter.data.neg_()  # which leaves no trace in the version of a tensor
+    can_pack = torch.backends.mkldnn.is_available() and 'AVX' in cpu_kernels.instruction_set()
+    assert bool(calls) == can_pack
 
 
 # ---- stop tokens ----

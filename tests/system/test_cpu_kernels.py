@@ -66,12 +66,10 @@ def test_a_frozen_layer_by_onednn_passes_the_gradient_on(onednn_kernels):
     torch.testing.assert_close(x.grad, weight.sum(0).expand(40, 8), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('rows, dtype, autocasts', [
-    (31, torch.float32, False), (40, torch.bfloat16, False), (40, torch.float32, True)])
-def test_few_rows_and_bfloat16_are_left_to_torch(onednn_kernels, monkeypatch, rows, dtype,
-                                                 autocasts):
+@pytest.mark.parametrize('dtype, autocasts', [(torch.bfloat16, False), (torch.float32, True)])
+def test_bfloat16_is_left_to_torch(onednn_kernels, monkeypatch, dtype, autocasts):
     monkeypatch.setattr(cpu_kernels, 'OneDnnLinear', None)
-    x = torch.randn(rows, 8, dtype=dtype)
+    x = torch.randn(40, 8, dtype=dtype)
     weight = torch.randn(24, 8, dtype=dtype)
     with torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocasts):
         assert torch.equal(onednn_kernels.linear(x, weight, None), F.linear(x, weight))
@@ -92,6 +90,34 @@ def test_onednn_is_used_on_cpus_on_which_mkl_lacks_avx512(monkeypatch, cpu, capa
     monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
     monkeypatch.setattr(torch.backends.mkldnn, 'enabled', enabled)
     assert CpuKernels().uses_onednn == expected
+
+
+def test_packed_weights_are_those_of_the_linear_layers_and_multiply_alike(monkeypatch):
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip('this torch has no oneDNN')
+    monkeypatch.setattr(cpu_kernels, 'instruction_set', lambda: 'AVX2')
+    model = place(tiny_gpt(bias=True), CPU)
+    kernels = model.kernels
+    packed = kernels.pack(model, 3)
+    assert model.lm_head.weight in packed
+    assert len(packed) == 1 + 4 * model.config.n_layer
+
+    layer = model.transformer.h[0].mlp.c_fc
+    x = torch.randn(3, 1, model.config.n_embd)
+    expected = F.linear(x, layer.weight, layer.bias)
+    monkeypatch.setattr(F, 'linear', None)
+    monkeypatch.setattr(cpu_kernels, 'OneDnnLinear', None)
+    with torch.no_grad(), kernels.use_packed(packed):
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
+    assert kernels.packed == {}
+
+
+@pytest.mark.parametrize('rows, dtype, instructions', [
+    (1, torch.float32, 'AVX512'), (3, torch.bfloat16, 'AVX512'), (3, torch.float32, 'DEFAULT')])
+def test_one_row_and_bfloat16_need_no_packed_weights(monkeypatch, rows, dtype, instructions):
+    monkeypatch.setattr(cpu_kernels, 'instruction_set', lambda: instructions)
+    model = place(tiny_gpt(), CPU, dtype)
+    assert model.kernels.pack(model, rows) == {}
 
 
 # ---- attention ----
