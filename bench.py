@@ -30,6 +30,7 @@ from plaingpt.inference.engine import stream
 from plaingpt.planning.hardware import Hardware
 from plaingpt.planning.plan import Plan, print_summary
 from plaingpt.planning.run_size import RunSize
+from plaingpt.planning.speed import measured_peak
 from plaingpt.planning.units import short_bytes, short_time
 from plaingpt.system import compiling
 from plaingpt.system.devices import (check_device, default_device, default_dtype,
@@ -437,9 +438,16 @@ for contender in [*contenders, *again]:
               f'{short_time(contender.start_seconds)} for two tokens')
 
 mfu = None
+share_of_peak = None
 if mode == 'train':
     mfu = gpt.estimate_mfu(batch_size, ours.median())
     print('MFU      n/a' if mfu is None else f'MFU      {mfu:.1%}')
+    if torch_device.type == 'cpu':
+        peak = measured_peak(torch_device, getattr(torch, precision_name))
+        flops = gpt.flops_per_token() * ours.speed()
+        share_of_peak = flops / peak
+        print(f'compute  {flops / 1e9:,.0f} GFLOP/s, {share_of_peak:.0%} of the {peak / 1e9:,.0f} '
+              'that large products reach')
 held = 'n/a' if memory is None else f'{memory / 1e6:,.0f} MB'
 against_plan = '' if planned is None else f'; planned: {short_bytes(planned)}'
 print(f'held     {held} at the peak, {memory_kind}{against_plan}')
@@ -448,6 +456,7 @@ figures = {
     'mode': mode,
     **ours.figures(),
     'mfu': mfu,
+    'share_of_peak': share_of_peak,
     'peak_memory_bytes': memory,
     'peak_memory_kind': memory_kind,
     'planned_memory_bytes': planned,

@@ -19,7 +19,8 @@ import torch
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, Linear
+from plaingpt.system import cpu_runtime
 from plaingpt.system.cpu_kernels import CpuKernels
 from plaingpt.system.devices import place
 from plaingpt.text.token_files import TokenFile
@@ -70,6 +71,59 @@ def compare_attention(dtype, p):
 
     title = f'attention, {B} x {nh} heads x {T} x {hs}, dropout {p}, {short_name(dtype)}'
     compare(title, {'ours': ours, 'torch': torchs})
+
+
+def compare_linear(rows, width_in, width_out):
+    """A linear layer of a training step in float32."""
+    x = trainable(rows, width_in, dtype=torch.float32)
+    weight = trainable(width_out, width_in, dtype=torch.float32)
+    gradient = torch.randn(rows, width_out)
+    kernels = CpuKernels()
+
+    def ours():
+        kernels.linear(x, weight, None).backward(gradient)
+
+    def torchs():
+        F.linear(x, weight).backward(gradient)
+
+    title = f'linear layer, {rows} x {width_in} to {width_out}, float32'
+    compare(title, {'ours': ours, 'torch': torchs}, repetitions=50)
+
+
+@torch.no_grad()
+def compare_packed_weights(rows):
+    """The linear layers of the baby GPT in decoding, in float32: with packed weights, by torch."""
+    gpt = GPT(GPTConfig(256, 65, 6, 6, 384))
+    layers = [module for module in gpt.modules() if isinstance(module, Linear)]
+    inputs = [torch.randn(rows, layer.in_features) for layer in layers]
+    kernels = CpuKernels()
+    packed = kernels.pack(gpt, rows)
+
+    def multiply(linear):
+        for layer, x in zip(layers, inputs, strict=True):
+            linear(x, layer.weight, None)
+
+    def ours():
+        with kernels.use_packed(packed):
+            multiply(kernels.linear)
+
+    title = f'{rows} rows times the matrices of the 10.7M net, float32'
+    compare(title, {'ours': ours, 'torch': partial(multiply, F.linear)}, repetitions=50)
+
+
+def compare_gelus(dtype):
+    """GELU in the two forms, of a micro-batch of the CPU profile."""
+    x = trainable(12, 64, 512, dtype=dtype)
+    gradient = torch.ones(12, 64, 512, dtype=dtype)
+
+    def tanh():
+        F.gelu(x, approximate='tanh').backward(gradient)
+
+    def exact():
+        F.gelu(x).backward(gradient)
+
+    title = f'GELU of 768 x 512, {short_name(dtype)}'
+    compare(title, {'exact': exact, 'tanh': tanh}, repetitions=50)
 
 
 def compare_dropout(dtype):
@@ -198,9 +252,16 @@ def time_health(batch_size, repetitions, **shape):
 
 
 def main():
+    cpu_runtime.set_up()
     compare_attention(torch.bfloat16, 0.0)
     compare_attention(torch.bfloat16, 0.2)
     compare_attention(torch.float32, 0.2)
+    compare_linear(768, 128, 512)
+    compare_linear(4096, 384, 1536)
+    compare_packed_weights(1)
+    compare_packed_weights(10)
+    compare_gelus(torch.bfloat16)
+    compare_gelus(torch.float32)
     compare_dropout(torch.bfloat16)
     compare_dropout(torch.float32)
     compare_losses(4096, 50304, torch.bfloat16)

@@ -30,6 +30,7 @@ def test_the_figures_are_consistent_and_random_tokens_are_noted(tmp_path, monkey
     assert figures['tokens_per_s'] == pytest.approx(4 * 16 / figures['ms_per_step'] * 1000)
     assert figures['peak_memory_bytes'] > 1e6 and figures['mfu'] is None
     assert figures['planned_memory_bytes'] > 1e6
+    assert 0 < figures['share_of_peak'] < 1
     assert figures['ms_min'] <= figures['ms_per_step'] <= figures['ms_max']
     assert f"{figures['ms_per_step']:.2f} ms" in stdout and 'MFU      n/a' in stdout
     assert not (tmp_path / 'bench_log').exists()
