@@ -70,6 +70,7 @@ optimizer = 'adamw'                 # {'adamw' | 'muon'} muon: matrices of block
 num_steps = 20                      # {>= 1} timed steps; default in decode and prepare: 5
 warmup_steps = 3                    # {>= 1} steps before them; default in decode: 1
 steps_a_sync = 5                    # {>= 1} steps between waits for the device; default on a CPU: 1
+keep_memory = True                  # False: malloc gives memory back, as by default; CPU only
 busy_core = False                   # True: time again while another program computes; CPU only
 profile = False                     # write a trace to ./bench_log, print the costliest operations
 json = ''                           # a file to write the figures to
@@ -100,7 +101,7 @@ config, given = configure(globals())
 
 # ---- set-up ----
 torch_device = check_device(device)
-set_up_math(seed, torch_device)
+set_up_math(seed, torch_device, keep_memory)
 precision_name, autocast, scaler = precision(torch_device, dtype, n_embd)
 if mode == 'decode' and dtype == 'auto':
     precision_name = default_dtype(torch_device, n_embd, training=False)
@@ -446,7 +447,7 @@ if mode == 'train':
         peak = measured_peak(torch_device, getattr(torch, precision_name))
         flops = gpt.flops_per_token() * ours.speed()
         share_of_peak = flops / peak
-        print(f'compute  {flops / 1e9:,.0f} GFLOP/s, {share_of_peak:.0%} of the {peak / 1e9:,.0f} '
+        print(f'peak     {flops / 1e9:,.0f} GFLOP/s, {share_of_peak:.0%} of the {peak / 1e9:,.0f} '
               'that large products reach')
 held = 'n/a' if memory is None else f'{memory / 1e6:,.0f} MB'
 against_plan = '' if planned is None else f'; planned: {short_bytes(planned)}'

@@ -20,9 +20,8 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from model import GPT, GPTConfig, Linear
-from plaingpt.system import cpu_runtime
 from plaingpt.system.cpu_kernels import CpuKernels
-from plaingpt.system.devices import place
+from plaingpt.system.devices import place, set_up_math
 from plaingpt.text.token_files import TokenFile
 from plaingpt.training.health import Health
 
@@ -252,7 +251,7 @@ def time_health(batch_size, repetitions, **shape):
 
 
 def main():
-    cpu_runtime.set_up()
+    set_up_math(0, CPU)
     compare_attention(torch.bfloat16, 0.0)
     compare_attention(torch.bfloat16, 0.2)
     compare_attention(torch.float32, 0.2)

@@ -10,7 +10,7 @@ from conftest import TINY, refused, run, run_here, succeeded
 from plaingpt.benchmarking import baselines
 from plaingpt.inference import engine
 from plaingpt.planning import hardware
-from plaingpt.system import compiling, devices
+from plaingpt.system import compiling, cpu_runtime, devices
 from plaingpt.text.tokenizers import GPT2Tokenizer
 
 KEYS = {key: TINY[key]
@@ -166,6 +166,14 @@ def test_the_residual_stream_can_be_bfloat16(tmp_path):
     keys = dict(KEYS, real_data=False, bf16_residual=True, dtype='bfloat16')
     succeeded(run_here('bench.py', **keys, json=tmp_path / 'figures.json'))
     assert figures_of(tmp_path / 'figures.json')['config']['bf16_residual'] is True
+
+
+@pytest.mark.parametrize('keep_memory', [True, False])
+def test_malloc_keeps_memory_unless_told_otherwise(monkeypatch, keep_memory):
+    calls = []
+    monkeypatch.setattr(cpu_runtime, 'keep_freed_memory', lambda: calls.append(1))
+    succeeded(run_here('bench.py', **KEYS, real_data=False, keep_memory=keep_memory))
+    assert bool(calls) == keep_memory
 
 
 @pytest.mark.parametrize('mode', ['train', 'decode'])

@@ -142,14 +142,16 @@ def residual_dtype(bf16_residual, precision_name):
     return torch.bfloat16
 
 
-def set_up_math(seed, device):
+def set_up_math(seed, device, keep_memory=True):
     """Seeds torch and prepares the device.
 
-    On CUDA this GPU becomes the current one, and products may use TF32. On a CPU malloc keeps freed
-    memory, and threads do not spin on cores that other programs need."""
+    On CUDA this GPU becomes the current one, and products may use TF32. On a CPU, threads do not
+    spin on cores that other programs need, and with keep_memory malloc keeps freed memory."""
     torch.manual_seed(seed)
     if device.type == 'cpu':
-        cpu_runtime.set_up()
+        cpu_runtime.start_watching()
+        if keep_memory:
+            cpu_runtime.keep_freed_memory()
     if device.type == 'cuda':
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision('high')  # on a CPU this would lower the precision too
