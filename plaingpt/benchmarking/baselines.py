@@ -126,6 +126,7 @@ def _nanogpt(config, device):
 def _transformers_gpt2(config, device):
     from transformers import GPT2Config, GPT2LMHeadModel
     their_config = GPT2Config(
+        activation_function='gelu' if config.gelu == 'exact' else 'gelu_new',
         vocab_size=config.vocab_size, n_positions=config.block_size, n_embd=config.n_embd,
         n_layer=config.n_layer, n_head=config.n_head, bos_token_id=0, eos_token_id=0,
         resid_pdrop=config.dropout, embd_pdrop=config.dropout, attn_pdrop=config.dropout)

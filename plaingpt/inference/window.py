@@ -56,9 +56,7 @@ class Window:
             dtype = torch.float32
         self.rounds_lengths = graphs.are_used_on(device)
         room = cache_room(self.filled + max_new_tokens, context_size, device)
-        self.packed = {}
-        if isinstance(model.kernels, CpuKernels):
-            self.packed = model.kernels.pack(model, len(self.sizes))
+        self.packed = None  # weights in another order, from the first decode() on
         # With one position more, decoding always sees a slice. torch.compile would compile again
         # where it sees whole tensors, which it can't while a graph is recorded.
         self.cache = KVCache(model.config, len(self.sizes), room + 1, dtype, device)
@@ -122,6 +120,8 @@ class Window:
         sizes_differ = min(self.sizes) < max(self.sizes)
         hides_some = self.rounds_lengths or sizes_differ
         caches = self.cache.decode(self.positions, visible, hides_some)
+        if self.packed is None:
+            self.packed = packed_weights(self.model, len(self.tokens))
         with kernels_for_decoding(self.model, self.tokens.device, len(self.tokens), self.packed):
             logits, _ = self.model(self.last_tokens(), positions=self.positions, caches=caches)
         return logits[:, -1]
@@ -174,15 +174,23 @@ def attention_for_generation(device):
     return contextlib.nullcontext()
 
 
+def packed_weights(model, rows):
+    """What CpuKernels.pack() returns for this many rows; {} for other models."""
+    is_compiled = model._compiled_call_impl is not None
+    if is_compiled or not isinstance(model.kernels, CpuKernels):
+        return {}
+    return model.kernels.pack(model, rows)
+
+
 @contextlib.contextmanager
 def kernels_for_decoding(model, device, rows, packed):
-    """A context for a pass of one position of so many rows; packed: weights from pack()."""
-    with attention_for_generation(device), without_onednn_for_one_row(device, rows):
+    """A context for a pass of one position of so many rows; packed: from packed_weights()."""
+    with contextlib.ExitStack() as contexts:
+        contexts.enter_context(attention_for_generation(device))
+        contexts.enter_context(without_onednn_for_one_row(device, rows))
         if packed:
-            with model.kernels.use_packed(packed):
-                yield
-        else:
-            yield
+            contexts.enter_context(model.kernels.use_packed(packed))
+        yield
 
 
 @contextlib.contextmanager
@@ -190,7 +198,7 @@ def without_onednn_for_one_row(device, rows):
     """On a CPU, lets torch's own code multiply a single row by bfloat16 matrices.
 
     It reads them faster than oneDNN, which is faster for more rows: 36 matrices of 3072 x 768 in
-    7 ms against 11."""
+    7 ms against 11. In float32, CpuKernels chooses by itself."""
     has_onednn = torch.backends.mkldnn.is_available()
     if rows > 1 or device.type != 'cpu' or not has_onednn:
         yield

@@ -12,6 +12,7 @@ In the comments: T positions, C channels (n_embd), kv channels of the keys (or o
 from dataclasses import dataclass
 
 from model import GPTConfig
+from plaingpt.system.cpu_kernels import LONGEST_WRITTEN_OUT
 
 # How attention is computed, which decides what it keeps.
 FLASH = 'flash'              # by a kernel of torch's that never holds T x T weights
@@ -52,8 +53,9 @@ class Activations:
         """FLASH, WRITTEN_OUT or MATH."""
         config = self.config
         if self.device_type == 'cpu':  # as in CpuKernels.causal_attention()
-            short = self.precision == 'bfloat16' and config.block_size <= 1024
-            return WRITTEN_OUT if config.dropout > 0 or short else FLASH
+            short = config.block_size <= LONGEST_WRITTEN_OUT
+            fast = short and self.precision == 'bfloat16'
+            return WRITTEN_OUT if config.dropout > 0 or fast else FLASH
         if self.device_type == 'mps' and self._flash_lacks_grouped_heads():
             return MATH
         return FLASH

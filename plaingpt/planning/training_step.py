@@ -202,11 +202,12 @@ class TrainingStep:
         incoming = self.tokens * self.activations.number_size * config.n_embd
         freed = self.tokens * self.activations.mlp()
         if self.activations.attention_form == WRITTEN_OUT:
-            weights = min(weights, WEIGHTS_AT_ONCE)
+            a_sequence = config.n_head * config.block_size ** 2
+            weights = min(weights, max(a_sequence, WEIGHTS_AT_ONCE))
             # Those of the weights and those of the scores; with dropout also the dropped weights.
             copies = 3 if config.dropout > 0 else 2
-            # Those of queries, keys and values; with dropout also the incoming one, scaled.
-            incoming *= 5 if config.dropout > 0 else 4
+            # A contiguous copy of the incoming one, and those of queries, keys and values.
+            incoming *= 5
         else:
             # With dropout, the freed product of weights and mask makes room for one of the two.
             copies = 1 if config.dropout > 0 else 2

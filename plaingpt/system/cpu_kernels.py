@@ -14,7 +14,8 @@ from model import Kernels, Linear
 from plaingpt.system.devices import cpu_capabilities
 from plaingpt.system.seeds import mixed_seed
 
-WEIGHTS_AT_ONCE = 2 ** 21  # attention weights, which then stay in a core's cache
+WEIGHTS_AT_ONCE = 2 ** 21   # attention weights, which then stay in a core's cache
+LONGEST_WRITTEN_OUT = 1024  # positions, for attention without dropout in bfloat16
 
 
 class CpuKernels(Kernels):
@@ -42,20 +43,21 @@ class CpuKernels(Kernels):
     def linear(self, x, weight, bias):
         if torch.compiler.is_compiling():
             return super().linear(x, weight, bias)
-        if weight in self.packed:
-            return onednn_linear(x, self.packed[weight], bias)
         in_float32 = x.dtype == torch.float32 and not torch.is_autocast_enabled('cpu')
-        if self.uses_onednn and in_float32:
+        if in_float32 and weight in self.packed:
+            return onednn_linear(x, self.packed[weight], bias)
+        if in_float32 and self.uses_onednn:
             return OneDnnLinear.apply(x, weight, bias)
         return super().linear(x, weight, bias)
 
     def pack(self, gpt, rows):
         """{weight: a copy in the order in which oneDNN reads it} of linear layers, to decode with.
 
-        rows: at a time. {} where a copy would not help: one row, or another precision than float32.
-        10 rows times 768 x 3072 take 172 us, without packing 363, by MKL 740 (two threads)."""
-        has_onednn = torch.backends.mkldnn.is_available() and 'AVX' in instruction_set()
-        if rows == 1 or gpt.lm_head.weight.dtype != torch.float32 or not has_onednn:
+        rows: how many are multiplied at a time. {} where a copy would not help: for one row, and in
+        any precision but float32. 10 rows times 768 x 3072 take 172 us, without packing 363, with
+        MKL 740 (two threads)."""
+        in_float32 = gpt.lm_head.weight.dtype == torch.float32
+        if rows == 1 or not in_float32 or not has_onednn():
             return {}
         layers = [module for module in gpt.modules() if isinstance(module, Linear)]
         reorder = torch.ops.mkldnn._reorder_linear_weight
@@ -64,11 +66,12 @@ class CpuKernels(Kernels):
     @contextlib.contextmanager
     def use_packed(self, packed):
         """A context in which linear() multiplies by the weights from pack()."""
+        before = self.packed
         self.packed = packed
         try:
             yield
         finally:
-            self.packed = {}
+            self.packed = before
 
     # ---- attention ----
 
@@ -80,7 +83,7 @@ class CpuKernels(Kernels):
         float32, and it keeps no T x T weights, which matters in long sequences. It also rounds
         scores less, so it serves wherever nothing is trained."""
         T = q.size(2)
-        short = q.dtype == torch.bfloat16 and T <= 1024
+        short = q.dtype == torch.bfloat16 and T <= LONGEST_WRITTEN_OUT
         write_out = p > 0 or (short and torch.is_grad_enabled())
         if torch.compiler.is_compiling() or not write_out:
             return super().causal_attention(q, k, v, p, bias, grouped)
@@ -136,23 +139,24 @@ class CpuKernels(Kernels):
 class WrittenOutAttention(torch.autograd.Function):
     """Causal attention with its T x T weights written out, some sequences at a time.
 
-    By hand because autograd would start twice as many operations, and with dropout keep the
-    weights, the mask and their product, where the first two serve."""
+    By hand because autograd would start twice as many operations. With dropout it would also keep
+    the weights, the mask and their product, although the first two are enough."""
 
     @staticmethod
     def forward(ctx, q, k, v, bias, p, keep_mask):
         """q, scaled already, k, v and the result: (B, nh, T, hs).
 
-        bias: added to the scores (B, nh, T, T). p: of dropout of the weights; keep_mask: a function
-        of a sequence's index and the weights from there on, which returns their mask."""
+        bias: added to the scores (B, nh, T, T). p: dropout probability of the weights; keep_mask: a
+        function of a sequence's index and the weights from there on, which returns their mask."""
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         B, nh, T, hs = q.shape
+        bias = bias.expand(B, nh, T, T)
         weights = q.new_empty(B, nh, T, T)
         kept = torch.empty_like(weights) if p > 0 else None
         y = torch.empty_like(q)
         for part in slices(B, WEIGHTS_AT_ONCE // (nh * T * T)):
             scores = torch.matmul(q[part], k[part].mT)
-            scores += bias
+            scores += bias[part]
             torch.softmax(scores, dim=-1, out=weights[part])
             dropped = weights[part]
             if p > 0:
@@ -190,7 +194,7 @@ class WrittenOutAttention(torch.autograd.Function):
 
 
 class OneDnnLinear(torch.autograd.Function):
-    """F.linear in float32 by oneDNN, where torch would take MKL."""
+    """F.linear in float32 by oneDNN; torch takes MKL."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -202,11 +206,11 @@ class OneDnnLinear(torch.autograd.Function):
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
         x_gradient = weight_gradient = bias_gradient = None
-        rows = x.flatten(0, -2)
         row_gradients = gradient.flatten(0, -2)
         if ctx.needs_input_grad[0]:
             x_gradient = onednn_linear(gradient, weight.T)
         if ctx.needs_input_grad[1]:
+            rows = x.flatten(0, -2)
             # oneDNN transposes its first matrix in a copy, so that is the narrower one.
             if rows.size(1) < row_gradients.size(1):
                 weight_gradient = onednn_linear(rows.T, row_gradients.T).T.contiguous()
@@ -229,15 +233,20 @@ def onednn_linear(x, weight, bias=None):
 
 
 def onednn_beats_mkl():
-    """Whether products in float32 are faster by oneDNN than by MKL, which torch takes.
+    """Whether products in float32 are faster with oneDNN than with MKL, torch's default.
 
     MKL uses AVX-512 on Intel's CPUs alone. On an AMD EPYC with AVX-512, two threads: 768 x 128 x
     512 with oneDNN 490 GFLOP/s, with MKL 230; limited to AVX2, 266 and 236."""
     name = cpu_capabilities().get('cpu_name', 'Intel')  # an older torch does not tell
-    has_avx512 = instruction_set() == 'AVX512'
-    return torch.backends.mkldnn.enabled and has_avx512 and 'Intel' not in name
+    return has_onednn() and instruction_set() == 'AVX512' and 'Intel' not in name
+
+
+def has_onednn():
+    """Whether oneDNN can be used, on a CPU for which its float32 products are fast."""
+    is_usable = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return is_usable and instruction_set() in ('AVX2', 'AVX512')
 
 
 def instruction_set():
-    """The instructions that torch uses on this CPU: 'AVX512', 'AVX2', 'DEFAULT', 'NEON', …"""
+    """The instructions that torch uses on this CPU: 'AVX512', 'AVX2', 'NO AVX', 'DEFAULT', …"""
     return torch.backends.cpu.get_cpu_capability()

@@ -103,8 +103,8 @@ def default_dtype(device, width, training=True):
         return 'bfloat16' if has_bfloat16 else 'float16'
 
     # With AMX or AVX512-BF16, a CPU is faster in bfloat16 unless the model is tiny. On 2 cores with
-    # AVX512-BF16: a training step at n_embd 128 1.7x, at 384 2.7x; sampling at 384 1.7x, at 768 3x
-    # (docs/benchmarks.md).
+    # AVX512-BF16: a training step at n_embd 128 1.4x, at 384 1.8x; one sample at 768 1.8x, ten at
+    # 384 about as fast (docs/benchmarks.md).
     smallest_width = 128 if training else 256
     if device.type == 'cpu' and width >= smallest_width:
         capabilities = cpu_capabilities()

@@ -30,8 +30,8 @@ def test_a_gpt_on_a_cpu_computes_with_them():
 
 @pytest.fixture
 def onednn_kernels():
-    if not torch.backends.mkldnn.is_available():
-        pytest.skip('this torch has no oneDNN')
+    if not cpu_kernels.has_onednn():
+        pytest.skip('without oneDNN')
     kernels = CpuKernels()
     kernels.uses_onednn = True
     return kernels
@@ -81,6 +81,7 @@ def test_bfloat16_is_left_to_torch(onednn_kernels, monkeypatch, dtype, autocasts
     ('AMD EPYC', 'AVX2', True, False),
     ('Intel(R) Xeon(R) Gold', 'AVX512', True, False),
     (None, 'AVX512', True, False),
+    ('AMD EPYC', 'NO AVX', True, False),
     ('Neoverse-V2', 'DEFAULT', True, False),
 ])
 def test_onednn_is_used_on_cpus_on_which_mkl_lacks_avx512(monkeypatch, cpu, capability, enabled,
@@ -93,9 +94,8 @@ def test_onednn_is_used_on_cpus_on_which_mkl_lacks_avx512(monkeypatch, cpu, capa
 
 
 def test_packed_weights_are_those_of_the_linear_layers_and_multiply_alike(monkeypatch):
-    if not torch.backends.mkldnn.is_available():
-        pytest.skip('this torch has no oneDNN')
-    monkeypatch.setattr(cpu_kernels, 'instruction_set', lambda: 'AVX2')
+    if not cpu_kernels.has_onednn():
+        pytest.skip('without oneDNN')
     model = place(tiny_gpt(bias=True), CPU)
     kernels = model.kernels
     packed = kernels.pack(model, 3)
@@ -112,8 +112,18 @@ def test_packed_weights_are_those_of_the_linear_layers_and_multiply_alike(monkey
     assert kernels.packed == {}
 
 
+def test_autocast_decides_the_precision_of_packed_weights_too():
+    if not cpu_kernels.has_onednn():
+        pytest.skip('without oneDNN')
+    model = place(tiny_gpt(), CPU)
+    packed = model.kernels.pack(model, 3)
+    x = torch.randn(3, 1, model.config.n_embd)
+    with torch.autocast('cpu', dtype=torch.bfloat16), model.kernels.use_packed(packed):
+        assert model.lm_head(x).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize('rows, dtype, instructions', [
-    (1, torch.float32, 'AVX512'), (3, torch.bfloat16, 'AVX512'), (3, torch.float32, 'DEFAULT')])
+    (1, torch.float32, 'AVX512'), (3, torch.bfloat16, 'AVX512'), (3, torch.float32, 'NO AVX')])
 def test_one_row_and_bfloat16_need_no_packed_weights(monkeypatch, rows, dtype, instructions):
     monkeypatch.setattr(cpu_kernels, 'instruction_set', lambda: instructions)
     model = place(tiny_gpt(), CPU, dtype)
