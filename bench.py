@@ -101,7 +101,7 @@ config, given = configure(globals())
 
 # ---- set-up ----
 torch_device = check_device(device)
-set_up_math(seed, torch_device, keep_memory)
+set_up_math(seed, torch_device, keep_memory and not activation_checkpointing)
 precision_name, autocast, scaler = precision(torch_device, dtype, n_embd)
 if mode == 'decode' and dtype == 'auto':
     precision_name = default_dtype(torch_device, n_embd, training=False)

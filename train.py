@@ -137,7 +137,7 @@ process = Process(torch.device('meta')) if plan else set_up_process(device, back
 torch_device = process.device
 is_main = process.rank == 0
 is_writer = is_main and not (eval_only or plan or find_lr)
-set_up_math(seed, torch_device)
+set_up_math(seed, torch_device, keep_memory=not activation_checkpointing)
 units = process.share(gradient_accumulation_steps, batch_size)  # this rank's part of each step
 
 # ---- what to resume ----

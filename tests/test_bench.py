@@ -168,12 +168,13 @@ def test_the_residual_stream_can_be_bfloat16(tmp_path):
     assert figures_of(tmp_path / 'figures.json')['config']['bf16_residual'] is True
 
 
-@pytest.mark.parametrize('keep_memory', [True, False])
-def test_malloc_keeps_memory_unless_told_otherwise(monkeypatch, keep_memory):
+@pytest.mark.parametrize('keys, keeps', [
+    ({}, True), (dict(keep_memory=False), False), (dict(activation_checkpointing=True), False)])
+def test_malloc_keeps_memory_unless_memory_is_dear(monkeypatch, keys, keeps):
     calls = []
     monkeypatch.setattr(cpu_runtime, 'keep_freed_memory', lambda: calls.append(1))
-    succeeded(run_here('bench.py', **KEYS, real_data=False, keep_memory=keep_memory))
-    assert bool(calls) == keep_memory
+    succeeded(run_here('bench.py', **KEYS, **keys, real_data=False))
+    assert bool(calls) == keeps
 
 
 @pytest.mark.parametrize('mode', ['train', 'decode'])

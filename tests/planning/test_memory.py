@@ -21,6 +21,7 @@ from model import GPTConfig
 from plaingpt.planning import counts
 from plaingpt.planning.hardware import Hardware
 from plaingpt.planning.memory import step_memory
+from plaingpt.training import optimizers
 from plaingpt.training.optimizers import muon_matrices, temporary_memory
 
 # (config, sequences in a micro-batch, micro-batches, activation checkpointing)
@@ -110,7 +111,8 @@ def test_frozen_parameters_take_no_gradient_and_no_state(config, batch_size, tra
     assert parts['optimizer state'] == 4 * moments * learnt
 
 
-def test_what_muon_takes_in_its_step_is_counted():
+def test_what_muon_takes_in_its_step_is_counted(monkeypatch):
+    monkeypatch.setattr(optimizers, 'has_bfloat16_units', lambda: True)
     config = GPTConfig(16, 65, 4, 2, 128)
     gpt = meta_gpt(config)
     by_muon = sum(matrix.numel() for matrix in muon_matrices(gpt))

@@ -18,7 +18,7 @@ TODAYS_WHEEL = ['sm_75', 'sm_80', 'sm_86', 'sm_90', 'sm_100', 'sm_120', 'compute
 def machine(monkeypatch):
     """machine(cuda=…, …): makes torch see this hardware."""
     def pretend(cuda=False, mps=False, gpus=1, capability=(9, 0), architectures=TODAYS_WHEEL,
-                cpu=None):
+                cpu=None, cpu_capability='AVX512'):
         replacements = {
             (torch.cuda, 'is_available'): cuda,
             (torch.cuda, 'device_count'): gpus if cuda else 0,
@@ -28,6 +28,7 @@ def machine(monkeypatch):
             (torch.cuda, 'is_bf16_supported'): True,  # as torch says of the T4, which emulates it
             (torch.backends.mps, 'is_available'): mps,
             (torch.cpu, 'get_capabilities'): cpu or {},
+            (torch.backends.cpu, 'get_cpu_capability'): cpu_capability,
         }
         for (module, name), answer in replacements.items():
             monkeypatch.setattr(module, name, lambda *_, answer=answer: answer, raising=False)
@@ -147,6 +148,12 @@ def test_a_card_that_only_emulates_bfloat16_takes_float16_with_a_scaler(machine,
     name, _, scaler = devices.precision(CUDA, 'auto', width=16)
     assert name == dtype
     assert scaler.is_enabled() == (dtype == 'float16')
+
+
+@pytest.mark.parametrize('cpu_capability, has_units', [('AVX512', True), ('AVX2', False)])
+def test_bfloat16_units_count_only_if_torch_may_use_them(machine, cpu_capability, has_units):
+    machine(cpu={'avx512_bf16': True}, cpu_capability=cpu_capability)
+    assert devices.has_bfloat16_units() == has_units
 
 
 @pytest.mark.parametrize('capabilities', [{'amx_bf16': True}, {'avx512_bf16': True}])

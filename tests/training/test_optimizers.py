@@ -19,6 +19,12 @@ MODERN = dict(position='rope', norm='rmsnorm', mlp='swiglu', qk_norm=True, n_kv_
               logit_softcap=15.0, tied=False, zero_init=True)
 
 
+@pytest.fixture(autouse=True)
+def bfloat16_units(monkeypatch):
+    """Makes Muon iterate in bfloat16, as torch.optim.Muon does, whatever CPU this is."""
+    monkeypatch.setattr(optimizers, 'has_bfloat16_units', lambda: True)
+
+
 def backward(gpt, seed=1):
     """Gives the parameters the gradients of a batch that depends on the seed."""
     x = tiny_ids(3, 16, seed=seed)
@@ -160,10 +166,15 @@ def test_muon_updates_the_matrices_of_the_blocks_and_adamw_the_rest_as_torch_doe
                 assert torch.equal(moments[moment], values), (name, moment)
 
 
+@pytest.mark.parametrize('has_units, dtype', [(True, torch.bfloat16), (False, torch.float32)])
 @pytest.mark.parametrize('shape', [(3, 24, 40), (3, 40, 24), (1, 32, 32), (2, 1, 40)])
-def test_orthogonalized_matrices_have_singular_values_of_about_1(shape):
+def test_orthogonalized_matrices_have_singular_values_of_about_1(shape, has_units, dtype,
+                                                                 monkeypatch):
+    monkeypatch.setattr(optimizers, 'has_bfloat16_units', lambda: has_units)
     stack = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    result = orthogonalized(stack).float()
+    result = orthogonalized(stack)
+    assert result.dtype == dtype
+    result = result.float()
     assert result.shape == stack.shape
     singular_values = torch.linalg.svdvals(result)
     assert singular_values.min() > 0.5
