@@ -185,6 +185,7 @@ class WrittenOutAttention(torch.autograd.Function):
             if p > 0:
                 dropped = dropped * kept[part]
                 weights_gradient *= kept[part]
+            # Through the softmax, back to the scores, and from there to queries and keys.
             scores_gradient = torch._softmax_backward_data(
                 weights_gradient, weights[part], -1, weights.dtype)
             torch.matmul(scores_gradient, k[part], out=q_gradient[part])
