@@ -19,7 +19,7 @@ MODERN = dict(position='rope', norm='rmsnorm', mlp='swiglu', qk_norm=True, n_kv_
               logit_softcap=15.0, tied=False, zero_init=True)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def bfloat16_units(monkeypatch):
     """Makes Muon iterate in bfloat16, as torch.optim.Muon does, whatever CPU this is."""
     monkeypatch.setattr(optimizers, 'has_bfloat16_units', lambda: True)
@@ -123,6 +123,7 @@ def torch_optimizers(gpt, rows_of):
     return muon, adamw, pieces_of
 
 
+@pytest.mark.usefixtures('bfloat16_units')
 @pytest.mark.parametrize('stack_size', [2 ** 25, 10_000, 1])
 @pytest.mark.parametrize('changes, fc_rows', [
     ({}, [256]),
