@@ -366,25 +366,29 @@ rivals = contenders[1:]
 
 # ---- once more, beside another program ----
 
-def timed_again(name):
-    """The Contender that does our work again as the machine is now."""
+def timed_now(name):
+    """A Contender that has done our work again, as the machine is now."""
     contender = Contender(name, ours.trial, ours.work, steps_a_sync)
-    settled = time.monotonic() + 1  # threads need 0.25 s to notice that they share a core
-    while time.monotonic() < settled:
-        contender.trial()
+    contender.trial()
     for number in range(warmup_rounds, warmup_rounds + rounds):
         contender.time(number)
     return contender
 
 
-again = []
+measured_again = []
 if busy_core:
     with baselines.busy_program():
-        again.append(timed_again('busy'))
+        settled = time.monotonic() + 1  # threads notice within 0.25 s that they share a core
+        while time.monotonic() < settled:
+            ours.trial()
+        busy = timed_now('busy')
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    again.append(timed_again('1 thread'))
-    torch.set_num_threads(threads)
+    try:
+        one_thread = timed_now('1 thread')
+    finally:
+        torch.set_num_threads(threads)
+    measured_again = [busy, one_thread]
 
 # ---- figures ----
 if profile:
@@ -427,14 +431,14 @@ else:
 how_often = f'{rounds}'
 if steps_a_sync > 1:
     how_often += f' rounds of {steps_a_sync} steps'
-for contender in [*contenders, *again]:
+for contender in [*contenders, *measured_again]:
     median = 1000 * contender.median()
     shortest, longest = 1000 * min(contender.seconds), 1000 * max(contender.seconds)
     print(f'{contender.name:8} {median:.2f} ms for {work}, the median of {how_often} '
           f'({shortest:.2f} to {longest:.2f}): {contender.speed():,.0f} tokens/s')
-    if mode == 'train' and contender not in again:
+    if mode == 'train' and contender in contenders:
         print(f'         its first step took {short_time(contender.start_seconds)}')
-    if mode == 'decode' and contender not in again:
+    if mode == 'decode' and contender in contenders:
         print(f'         its first text took {1000 * contender.first_seconds:.2f} ms, after '
               f'{short_time(contender.start_seconds)} for two tokens')
 
@@ -484,11 +488,10 @@ if rivals:
     figures['baseline_tokens_per_s'] = fastest.speed()
     figures['ratio'] = ratio
 if busy_core:
-    busy, one_thread = again
     of_one_thread = busy.speed() / one_thread.speed()
     print(f'shared   beside a program that keeps a core busy {busy.speed() / ours.speed():.2f} of '
           f'the speed, and {of_one_thread:.2f} of that of one thread alone')
-    figures['busy_core'] = [contender.figures() for contender in again]
+    figures['busy_core'] = [contender.figures() for contender in measured_again]
     figures['busy_core_of_one_thread'] = of_one_thread
 if json:
     with explained(OSError, prefix='json: '), open(json, 'w', encoding='utf-8') as file:

@@ -113,7 +113,8 @@ def test_tokens_beyond_the_vocabulary_are_found_in_training(tmp_path, char_data)
     shutil.copytree(char_data, data)
     for name in ('train.bin', 'val.bin'):
         path = data / name
-        path.write_bytes(b'\xff\xff' * (path.stat().st_size // 2))
+        tokens = path.stat().st_size // 2
+        path.write_bytes(tokens * b'\xff\xff')
     assert 'holds the id 65535 at token' in refused(train(tmp_path / 'out', data))
 
 

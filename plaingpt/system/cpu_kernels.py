@@ -11,7 +11,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from model import Kernels, Linear
-from plaingpt.system.devices import cpu_capabilities
+from plaingpt.system.devices import cpu_capabilities, instruction_set
 from plaingpt.system.seeds import mixed_seed
 
 WEIGHTS_AT_ONCE = 2 ** 21   # attention weights, which then stay in a core's cache
@@ -246,8 +246,3 @@ def has_onednn():
     """Whether oneDNN can be used, on a CPU for which its float32 products are fast."""
     is_usable = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     return is_usable and instruction_set() in ('AVX2', 'AVX512')
-
-
-def instruction_set():
-    """The instructions that torch uses on this CPU: 'AVX512', 'AVX2', 'NO AVX', 'DEFAULT', …"""
-    return torch.backends.cpu.get_cpu_capability()

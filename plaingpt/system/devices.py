@@ -115,7 +115,7 @@ def has_bfloat16_units():
     """Whether this CPU, as far as torch may use it, computes faster in bfloat16 than in float32."""
     capabilities = cpu_capabilities()
     has_units = capabilities.get('amx_bf16') or capabilities.get('avx512_bf16')
-    return bool(has_units) and torch.backends.cpu.get_cpu_capability() == 'AVX512'
+    return bool(has_units) and instruction_set() == 'AVX512'
 
 
 def precision(device, dtype, width):
@@ -204,6 +204,11 @@ def cpu_capabilities():
     if get_capabilities is None:
         return {}
     return get_capabilities()
+
+
+def instruction_set():
+    """The instructions that torch uses on this CPU: 'AVX512', 'AVX2', 'NO AVX', 'DEFAULT', …"""
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def synchronize(device):

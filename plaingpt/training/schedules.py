@@ -22,7 +22,8 @@ def learning_rate(step, run):
 
 def warmup(step, run):
     """A linear rise that reaches the peak right after warmup_iters steps; never 0."""
-    return run['learning_rate'] * (step + 1) / (run['warmup_iters'] + 1)
+    peak = run['learning_rate']
+    return peak * (step + 1) / (run['warmup_iters'] + 1)
 
 
 def cosine(step, run):

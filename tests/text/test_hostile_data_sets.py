@@ -147,7 +147,8 @@ def bad_meta_json():
     bad = {}
     contents = [b'', b'{', b'null', b'[1]', b'\xff\xfe{}', bytes(99)]
     for depth in 500, 900, 990, 10**5:
-        contents.append(b'{"format_version": ' + b'[' * depth + b']' * depth + b'}')
+        nested = depth * b'[' + depth * b']'
+        contents.append(b'{"format_version": ' + nested + b'}')
     for content in contents:
         bad[f'meta.json {content[:30]} {len(content)}'] = Bad(META, [put(META, content)])
     for key, values in {
