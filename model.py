@@ -7,8 +7,8 @@ reader of GPT-2 can skip each line that asks for one. docs/modern.md measures wh
 This file needs torch alone: copied into an empty folder, it trains and generates. Beside plaingpt/
 it also loads published weights, generates with a key-value cache, and knows the peak speed of GPUs.
 
-Shapes in comments: B batch, T time (positions), C channels (n_embd), V vocabulary, nh heads of
-queries, nkv heads of keys and values, hs head size.
+Shapes: B batch, T time (positions), C channels (n_embd), V vocabulary, nh heads of queries, nkv
+heads of keys and values, hs head size.
 
 References:
 [1] Radford et al. 2019, Language Models are Unsupervised Multitask Learners (GPT-2)
@@ -21,6 +21,7 @@ References:
 [8] Henry et al. 2020, Query-Key Normalization for Transformers, arXiv 2010.04245
 [9] Ainslie et al. 2023, GQA, arXiv 2305.13245 (grouped-query attention)
 [10] Gemma Team 2024, Gemma 2, arXiv 2408.00118, section 2 (soft-capped logits)
+[11] Grattafiori et al. 2024, The Llama 3 Herd of Models, arXiv 2407.21783 (scaled rope)
 """
 import importlib.util
 import math
@@ -31,8 +32,8 @@ import torch.nn as nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-NORM_EPS = 1e-5
 LOGITS_AT_ONCE = 2 ** 26  # logits that exist at a time where the loss is computed in parts
+ROPE_SCALING = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_context')
 
 
 @dataclass
@@ -49,52 +50,52 @@ class GPTConfig:
     # Options that GPT-2 does not have
     position: str = 'learned'      # 'learned', 'rope' [3], 'alibi' [4] or 'none'
     rope_theta: float = 10000.0    # the slowest pair of channels turns once in 2 pi theta positions
+    rope_scaling: dict | None = None  # Llama 3's: slower turns for a longer context; rope_stretch()
     norm: str = 'layernorm'        # 'layernorm' or 'rmsnorm' [5], which has no bias
+    norm_eps: float = 1e-5         # what norms add to the variance, or to the mean square
     mlp: str = 'gelu'              # 'gelu', 'relu2' [6] or 'swiglu' [7]
+    mlp_width: int | None = None   # hidden channels; None: 4 C, and about 8/3 C for SwiGLU [7]
     qk_norm: bool = False          # scales each query and key to a root mean square of 1 [8]
+    qk_norm_weight: bool = False   # with learned weights after it, as Qwen3 has them
+    qkv_bias: bool = False         # biases of queries, keys and values alone, as Qwen2 has them
+    head_size: int | None = None   # channels of a head; None: n_embd / n_head
     n_kv_head: int | None = None   # heads of keys and values, shared by queries [9]; None: n_head
     logit_softcap: float = 0.0     # bounds logits: cap * tanh(logits / cap) [10]; 0: no bound
     tied: bool = True              # one matrix is both token embedding and head
     zero_init: bool = False        # residual projections start at 0, each block as the identity
 
     def __post_init__(self):
-        if self.n_kv_head is None:
-            self.n_kv_head = self.n_head
-        self.validate()
-
-    def validate(self):
-        """ValueError if a field has a bad value, or two fields do not fit together."""
+        """Fills in the sizes that are None, and checks all fields."""
         problems = []
 
         def check(condition, message):
             if not condition:
                 problems.append(message)
 
-        def check_size(name):
-            size = getattr(self, name)
-            check(1 <= size < 2 ** 31, f'{name}={size} must be at least 1 and below 2**31')
+        def check_sizes(*names):
+            for name in names:
+                size = getattr(self, name)
+                check(1 <= size < 2 ** 31, f'{name}={size} must be at least 1 and below 2**31')
 
         def check_choice(name, *choices):
             choice = getattr(self, name)
-            allowed = ' or '.join(repr(allowed) for allowed in choices)
-            check(choice in choices, f'{name}={choice!r} must be {allowed}')
+            check(choice in choices, f'{name}={choice!r} must be {" or ".join(map(repr, choices))}')
 
-        check_size('block_size')
-        check_size('vocab_size')
-        check_size('n_layer')
-        check_size('n_head')
-        check_size('n_embd')
-        if self.n_kv_head != self.n_head:
-            check_size('n_kv_head')
+        check_sizes('block_size', 'vocab_size', 'n_layer', 'n_head', 'n_embd')
         if not problems:  # the rules below divide by these sizes
-            check(self.n_embd % self.n_head == 0,
-                  f'n_embd={self.n_embd} must be a multiple of n_head={self.n_head}')
+            self.fill_in_sizes(check)
+            check_sizes('n_kv_head', 'head_size', 'mlp_width')
+        if not problems:
             check(self.n_head % self.n_kv_head == 0,
                   f'n_head={self.n_head} must be a multiple of n_kv_head={self.n_kv_head}')
             check(self.position != 'rope' or self.head_size % 2 == 0,
                   f"position='rope' turns pairs of channels, but a head has {self.head_size}")
         check(0 <= self.dropout < 1, f'dropout={self.dropout} must be at least 0 and below 1')
         check(0 < self.rope_theta <= 1e30, f'rope_theta={self.rope_theta} must be in (0, 1e30]')
+        check(0 <= self.norm_eps <= 1, f'norm_eps={self.norm_eps} must be in [0, 1]')
+        check(self.qk_norm or not self.qk_norm_weight, 'qk_norm_weight=True needs qk_norm=True')
+        check(self.rope_scaling is None or set(self.rope_scaling) == set(ROPE_SCALING),
+              f'rope_scaling={self.rope_scaling} must have the keys {", ".join(ROPE_SCALING)}')
         check(0 <= self.logit_softcap <= 1e30,
               f'logit_softcap={self.logit_softcap} must be in [0, 1e30]')
         check_choice('gelu', 'tanh', 'exact')
@@ -104,9 +105,17 @@ class GPTConfig:
         if problems:
             raise ValueError('; '.join(problems))
 
-    @property
-    def head_size(self):
-        return self.n_embd // self.n_head
+    def fill_in_sizes(self, check):
+        if self.n_kv_head is None:
+            self.n_kv_head = self.n_head
+        if self.head_size is None:
+            check(self.n_embd % self.n_head == 0,
+                  f'n_embd={self.n_embd} must be a multiple of n_head={self.n_head}')
+            self.head_size = self.n_embd // self.n_head
+        if self.mlp_width is None:
+            self.mlp_width = 4 * self.n_embd
+            if self.mlp == 'swiglu':  # which has a third matrix
+                self.mlp_width = round_up(8 * self.n_embd / 3, 64)
 
     @property
     def longest(self):
@@ -114,13 +123,6 @@ class GPTConfig:
         if self.position == 'learned':
             return self.block_size
         return math.inf
-
-    @property
-    def mlp_width(self):
-        """Hidden channels of the MLP: 4 C; SwiGLU, with its third matrix, about 8/3 C [7]."""
-        if self.mlp == 'swiglu':
-            return round_up(math.ceil(8 * self.n_embd / 3), 64)
-        return 4 * self.n_embd
 
 
 def round_up(number, multiple):
@@ -184,9 +186,21 @@ def rope_angles(config, positions):
     positions: int64 (1 or B, T)."""
     channels = torch.arange(0, config.head_size, 2, device=positions.device)
     periods = config.rope_theta ** (channels / config.head_size)  # (hs/2,)
+    if config.rope_scaling is not None:
+        periods = periods * rope_stretch(periods, **config.rope_scaling)
     angles = positions[..., None] / periods  # (1 or B, T, hs/2)
     angles = angles[..., None, :]  # the same for all heads
     return angles.cos(), angles.sin()
+
+
+def rope_stretch(periods, factor, low_freq_factor, high_freq_factor, original_context):
+    """By how much Llama 3 [11] slows each pair of channels down, (hs/2,).
+
+    Pairs that turn often within the original context keep their pace, those that do not finish a
+    turn are slowed down by the factor, and those between by something between."""
+    turns = original_context / (2 * math.pi * periods)
+    kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
+    return 1 / (kept + (1 - kept) / factor)
 
 
 def rotate(x, angles):
@@ -202,8 +216,7 @@ def rotate(x, angles):
 def alibi_bias(config, positions, visible):
     """ALiBi's [4] bias of the scores, (1 or B, nh, T, visible): minus distance times a slope.
 
-    Each head has its own slope. The bias is -inf for later positions, so it also serves as the
-    causal mask."""
+    Each head has its own slope. Later positions get -inf, so it is the causal mask as well."""
     distances = positions[..., None] - torch.arange(visible, device=positions.device)
     distances = distances[:, None]  # (1 or B, 1, T, visible)
     heads = torch.arange(1, config.n_head + 1, device=positions.device)
@@ -213,23 +226,23 @@ def alibi_bias(config, positions, visible):
 
 # ---- blocks ----
 
-def rms_norm(x, weight=None):
+def rms_norm(x, eps, weight=None):
     """RMSNorm [5] over the channels of x, (…, C) to (…, C), in the precision of x."""
     if weight is not None:
         weight = weight.to(x.dtype)  # torch's fast kernel wants one precision for both
-    y = F.rms_norm(x, x.shape[-1:], weight, NORM_EPS)
+    y = F.rms_norm(x, x.shape[-1:], weight, eps)
     return y.to(x.dtype)  # on CUDA, autocast returns float32 from torch 2.13 on
 
 
 class RMSNorm(nn.RMSNorm):
     def forward(self, x):
-        return rms_norm(x, self.weight)
+        return rms_norm(x, self.eps, self.weight)
 
 
 def make_norm(config):
     if config.norm == 'rmsnorm':
-        return RMSNorm(config.n_embd)
-    return nn.LayerNorm(config.n_embd, eps=NORM_EPS, bias=config.bias)
+        return RMSNorm(config.n_embd, eps=config.norm_eps)
+    return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
 
 
 class CausalSelfAttention(nn.Module):
@@ -238,37 +251,40 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.n_head = config.n_head
-        self.n_kv_head = config.n_kv_head
-        self.head_size = config.head_size
-        self.qk_norm = config.qk_norm
-        self.dropout = config.dropout  # of the attention weights
+        self.config = config
         # One matrix makes the queries, keys and values of all heads, in this order.
         # With grouped heads, such as n_head = 4 and n_kv_head = 2, its output holds
         #     q0 q1 q2 q3  k0 k1  v0 v1
         # where q0 and q1 attend to k0 and v0, and q2 and q3 to k1 and v1.
-        heads = self.n_head + 2 * self.n_kv_head
-        self.c_attn = Linear(config.n_embd, heads * self.head_size, bias=config.bias)
-        self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
+        heads = config.n_head + 2 * config.n_kv_head
+        has_bias = config.bias or config.qkv_bias
+        self.c_attn = Linear(config.n_embd, heads * config.head_size, bias=has_bias)
+        self.c_proj = Linear(config.n_head * config.head_size, config.n_embd, bias=config.bias)
         self.resid_dropout = Dropout(config.dropout)
+        if config.qk_norm_weight:
+            self.q_scale = nn.Parameter(torch.ones(config.head_size))
+            self.k_scale = nn.Parameter(torch.ones(config.head_size))
 
     def forward(self, x, angles=None, mask=None, cache=None):
         """angles: rope's, or None. mask: ALiBi's bias, or None.
 
         cache: in generation, the keys and values of this block; see plaingpt/inference/cache.py."""
-        B, T, C = x.shape
-        grouped = self.n_kv_head < self.n_head
+        B, T, _ = x.shape
+        nh = self.config.n_head
+        nkv = self.config.n_kv_head
 
         # Queries and keys stay together until both are normalised and turned, in one pass each.
-        qk_heads = self.n_head + self.n_kv_head
         qkv = self.c_attn(x)  # (B, T, (nh + 2 nkv) hs)
-        qkv = qkv.view(B, T, qk_heads + self.n_kv_head, self.head_size)
-        qk, v = qkv.split([qk_heads, self.n_kv_head], dim=2)
-        if self.qk_norm:
-            qk = rms_norm(qk)
+        qkv = qkv.view(B, T, nh + 2 * nkv, self.config.head_size)
+        qk, v = qkv.split([nh + nkv, nkv], dim=2)
+        if self.config.qk_norm:
+            qk = rms_norm(qk, self.config.norm_eps)
+        if self.config.qk_norm_weight:
+            scales = torch.cat([self.q_scale.expand(nh, -1), self.k_scale.expand(nkv, -1)])
+            qk = qk * scales.to(qk.dtype)
         if angles is not None:
             qk = rotate(qk, angles)
-        q, k = qk.split([self.n_head, self.n_kv_head], dim=2)  # (B, T, nh, hs), (B, T, nkv, hs)
+        q, k = qk.split([nh, nkv], dim=2)  # (B, T, nh, hs), (B, T, nkv, hs)
 
         # In decoding, the cache returns the keys and values of all positions so far.
         decoding = False
@@ -286,11 +302,11 @@ class CausalSelfAttention(nn.Module):
         else:
             if mask is not None:
                 mask = mask.to(k.dtype)
-            p = self.dropout if self.training else 0.0
-            y = self.kernels.causal_attention(q, k, v, p, mask, grouped)  # (B, nh, T, hs)
+            p = self.config.dropout if self.training else 0.0  # of the attention weights
+            y = self.kernels.causal_attention(q, k, v, p, mask, nkv < nh)  # (B, nh, T, hs)
 
         # Put the heads side by side again, and mix them.
-        y = y.transpose(1, 2).reshape(B, T, C)
+        y = y.transpose(1, 2).flatten(2)  # (B, T, nh hs)
         return self.resid_dropout(self.c_proj(y))
 
 
@@ -299,10 +315,9 @@ class MLP(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.kind = config.mlp
-        self.gelu_form = 'tanh' if config.gelu == 'tanh' else 'none'  # in the words of F.gelu
+        self.config = config
         width = config.mlp_width
-        if self.kind == 'swiglu':
+        if config.mlp == 'swiglu':
             width = 2 * width  # one matrix makes the gates, then the values
         self.c_fc = Linear(config.n_embd, width, bias=config.bias)
         self.c_proj = Linear(config.mlp_width, config.n_embd, bias=config.bias)
@@ -310,13 +325,13 @@ class MLP(nn.Module):
 
     def forward(self, x):
         y = self.c_fc(x)  # (B, T, width), for SwiGLU (B, T, 2 width)
-        if self.kind == 'swiglu':
+        if self.config.mlp == 'swiglu':
             gate, y = y.chunk(2, dim=-1)
             y = F.silu(gate) * y  # (B, T, width)
-        elif self.kind == 'relu2':
+        elif self.config.mlp == 'relu2':
             y = F.relu(y).square()
         else:
-            y = F.gelu(y, approximate=self.gelu_form)
+            y = F.gelu(y, approximate='tanh' if self.config.gelu == 'tanh' else 'none')
         return self.dropout(self.c_proj(y))
 
 
@@ -346,13 +361,11 @@ class GPT(nn.Module):
         self.config = config
         self.checkpointing = False  # True: keep only each block's input, and recompute the rest
         self.residual_dtype = None  # torch.bfloat16 keeps the residual stream in it; None: as it is
-        wpe = None  # other kinds of positions have no table
-        if config.position == 'learned':
-            wpe = nn.Embedding(config.block_size, config.n_embd)
+        has_table = config.position == 'learned'  # a vector for each position
         # The names are those of GPT-2's published weights.
         self.transformer = nn.ModuleDict({
             'wte': nn.Embedding(config.vocab_size, config.n_embd),  # tokens
-            'wpe': wpe,  # positions
+            'wpe': nn.Embedding(config.block_size, config.n_embd) if has_table else None,
             'h': nn.ModuleList(Block(config) for _ in range(config.n_layer)),
             'ln_f': make_norm(config),  # the last norm, before the head
         })
@@ -369,11 +382,9 @@ class GPT(nn.Module):
         Each block adds two projections to the residual stream. Theirs are scaled down by
         sqrt(2 n_layer), so that its variance does not grow with depth ([1] section 2.3)."""
         projection_std = 0.02 / math.sqrt(2 * self.config.n_layer)
-        if self.config.zero_init:
-            projection_std = 0.0
         for name, parameter in self.named_parameters():
             if name.endswith('c_proj.weight'):
-                nn.init.normal_(parameter, std=projection_std)
+                nn.init.normal_(parameter, std=0 if self.config.zero_init else projection_std)
             elif parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)
             elif name.endswith('bias'):
@@ -412,9 +423,7 @@ class GPT(nn.Module):
             return None, self.loss_in_parts(x.flatten(0, 1), targets.flatten())
         logits = self.logits(x)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
-        if not with_logits:
-            return None, loss
-        return logits, loss
+        return (logits if with_logits else None), loss
 
     def check_length(self, tokens):
         """ValueError unless the model can read a sequence of this length."""
@@ -462,9 +471,8 @@ class GPT(nn.Module):
     def loss_in_parts(self, x, targets):
         """Mean cross-entropy of x (N, C) and targets (N,), LOGITS_AT_ONCE logits at a time.
 
-        Each part of the logits is computed again in the backward pass: a third more work for a
-        fraction of the memory. experiments/what_pays.py compares it with all logits at once, and
-        with torch 2.13's F.linear_cross_entropy, whose loss is off by 1% in bfloat16."""
+        The backward pass computes each part of the logits again: a third more work for a fraction
+        of the memory. torch 2.13's F.linear_cross_entropy is off by 1% in bfloat16."""
         def summed_loss(x, targets):
             logits = self.logits(x).float()
             return F.cross_entropy(logits, targets, ignore_index=-1, reduction='sum')
@@ -483,26 +491,22 @@ class GPT(nn.Module):
     def get_num_params(self, non_embedding=True):
         """Number of parameters; a tied matrix counts once.
 
-        Tables that are only looked up, position embeddings and an untied token embedding, count
-        only with non_embedding=False."""
+        Tables that are only looked up, position embeddings and an untied token embedding, cost no
+        arithmetic: they count only with non_embedding=False."""
         total = sum(parameter.numel() for parameter in self.parameters())
-        if non_embedding:
-            # What is only looked up costs no arithmetic; a tied wte is also the head, so it counts.
-            if self.transformer.wpe is not None:
-                total -= self.transformer.wpe.weight.numel()
-            if not self.config.tied:
-                total -= self.transformer.wte.weight.numel()
+        if non_embedding and self.transformer.wpe is not None:
+            total -= self.transformer.wpe.weight.numel()
+        if non_embedding and not self.config.tied:
+            total -= self.transformer.wte.weight.numel()
         return total
 
     def crop_block_size(self, block_size):
         """Sets the context to block_size positions, in place.
 
         Learned positions can only shrink; other models may grow too. ValueError otherwise."""
-        if block_size < 1:
-            raise ValueError(f'block_size={block_size} must be at least 1')
-        if block_size > self.config.longest:
+        if not 1 <= block_size <= self.config.longest:
             raise ValueError(f'block_size={block_size}: this model takes at most '
-                             f'{self.config.block_size} positions')
+                             f'{self.config.block_size} positions, and at least 1')
         self.config.block_size = block_size
         wpe = self.transformer.wpe
         if wpe is not None:
@@ -527,9 +531,8 @@ class GPT(nn.Module):
 
     def flops_per_token(self):
         """FLOPs a token, forward and backward: 6 N + 12 L nh hs T ([2] appendix B)."""
-        config = self.config
-        attention = 12 * config.n_layer * config.n_embd * config.block_size
-        return 6 * self.get_num_params() + attention
+        width = self.config.n_layer * self.config.n_head * self.config.head_size
+        return 6 * self.get_num_params() + 12 * width * self.config.block_size
 
     def estimate_mfu(self, fwdbwd_per_iter, dt):
         """Model FLOPs utilisation ([2] appendix B): the share, 0 to 1, of the GPU's peak in use.
@@ -543,21 +546,18 @@ class GPT(nn.Module):
         sheet = data_sheet(torch.cuda.get_device_name(device))
         if sheet is None:
             return None
-        flops = self.flops_per_token() * self.config.block_size * fwdbwd_per_iter
-        return flops / dt / sheet.flops
+        return self.flops_per_token() * self.config.block_size * fwdbwd_per_iter / dt / sheet.flops
 
     # ---- published weights and text ----
 
     @classmethod
     def from_pretrained(cls, model_type, override_args=None):
-        """GPT in float32 with published GPT-2 weights.
+        """GPT in float32 with published weights.
 
-        model_type: 'gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl', the hub id of another model of
-        the same architecture, or a directory written by save_pretrained.
-        override_args: {'dropout': float} or None.
-        ValueError, in one sentence, if they can't be loaded."""
-        from plaingpt.formats.hugging_face import load_gpt2
-        return load_gpt2(model_type, override_args)
+        model_type: 'gpt2' to 'gpt2-xl', or a hub id, a folder or a .gguf file as in docs/models.md.
+        override_args: {'dropout': float} or None. ValueError if they can't be loaded."""
+        from plaingpt.formats.foreign_models import load_foreign
+        return load_foreign(model_type, override_args)
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, **options):
@@ -565,8 +565,8 @@ class GPT(nn.Module):
 
         temperature: 0 takes the likeliest token, 1 samples from the model's distribution.
         top_k: samples from the k likeliest tokens only; None or 0: from all.
-        options: those of plaingpt.inference.engine.stream(), which caches keys and values.
-        If plaingpt/ is missing, a plain loop without a cache serves, and takes no options."""
+        options: those of plaingpt.inference.engine.stream(), which has a key-value cache. Without
+            the folder plaingpt/ there are none, and a plain loop generates."""
         if has_package():
             from plaingpt.inference.engine import stream
             new = stream(self, idx, max_new_tokens, temperature, top_k, **options)
@@ -588,7 +588,6 @@ def sample_next(logits, temperature, top_k):
         return logits.argmax(dim=-1, keepdim=True)
     logits = logits / temperature
     if top_k:
-        # The candidates keep exactly k ids, where a threshold would let ties in.
         logits, candidates = logits.topk(min(top_k, logits.size(-1)))
         chosen = torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)
         return candidates.gather(1, chosen)

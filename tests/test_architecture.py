@@ -250,8 +250,9 @@ def test_without_options_the_initial_weights_are_the_same_as_ever():
     model = tiny_gpt(seed=3)
     assert asdict(model.config) == dict(
         **TINY_GPT, dropout=0.0, bias=True, gelu='tanh', position='learned', rope_theta=10000.0,
-        norm='layernorm', mlp='gelu', qk_norm=False, n_kv_head=2, logit_softcap=0.0, tied=True,
-        zero_init=False)
+        rope_scaling=None, norm='layernorm', norm_eps=1e-5, mlp='gelu', mlp_width=64, qk_norm=False,
+        qk_norm_weight=False, qkv_bias=False, head_size=8, n_kv_head=2, logit_softcap=0.0,
+        tied=True, zero_init=False)
     # The order in which modules are made and weights drawn, which existing runs depend on.
     torch.manual_seed(3)
     wte = torch.nn.Embedding(31, 16)
@@ -424,7 +425,7 @@ def test_a_cropped_model_is_the_same_within_its_context(position):
     assert model.config.position == position
     parameters = sum(parameter.numel() for parameter in GPT(model.config).parameters())
     assert model.get_num_params(non_embedding=False) == parameters
-    with pytest.raises(ValueError, match='block_size=0 must be'):
+    with pytest.raises(ValueError, match='and at least 1'):
         model.crop_block_size(0)
 
 

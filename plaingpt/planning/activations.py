@@ -7,11 +7,13 @@ compare them with what autograd does save, to the byte (tests/planning/test_acti
 model that torch.compile has compiled, its partitioner decides: it computes again what costs no
 matrix product, where that takes less memory. docs/planning.md compares the sums on CUDA.
 
-In the comments: T positions, C channels (n_embd), kv channels of the keys (or of the values).
+In the comments: T positions, C channels (n_embd), W channels of the queries of all heads (C in most
+models), kv channels of the keys (or of the values).
 """
 from dataclasses import dataclass
 
 from model import GPTConfig
+from plaingpt.planning.counts import heads_width
 from plaingpt.system.cpu_kernels import LONGEST_WRITTEN_OUT
 
 # How attention is computed, which decides what it keeps.
@@ -43,6 +45,10 @@ class Activations:
     def residual_size(self):
         """Bytes of each number of the residual stream."""
         return 2 if self.bf16_residual else 4
+
+    @property
+    def q_channels(self):
+        return heads_width(self.config)
 
     @property
     def kv_channels(self):
@@ -89,30 +95,31 @@ class Activations:
         return self.residual_size * C + 4
 
     def attention(self):
-        """Of attention: the inputs of c_attn and c_proj, C numbers each, and all between them."""
-        projection_inputs = 2 * self.number_size * self.config.n_embd
-        return projection_inputs + self._weighted_sum() + self._qk_norm() + self._dropout_mask()
+        """Of attention: the inputs of c_attn, C numbers, and of c_proj, W, and all between them."""
+        projection_inputs = self.number_size * (self.config.n_embd + self.q_channels)
+        qk_norm = self._qk_norm() + self._qk_norm_weight()
+        return projection_inputs + self._weighted_sum() + qk_norm + self._dropout_mask()
 
     def _weighted_sum(self):
         """Of attention proper, softmax(q k) v."""
         config = self.config
-        C = config.n_embd
+        W = self.q_channels
         kv = self.kv_channels
         if self.attention_form == FLASH:
-            # The kernel keeps q, k and v. They are views of c_attn's output, which has C + 2 kv
-            # numbers. If q and k are normalised or turned, they are C + kv numbers of their own,
+            # The kernel keeps q, k and v. They are views of c_attn's output, which has W + 2 kv
+            # numbers. If q and k are normalised or turned, they are W + kv numbers of their own,
             # and v still holds all of c_attn's output. For each head, the kernel also keeps the
             # logarithm of the softmax's denominator, in float32.
-            numbers = C + 2 * kv
+            numbers = W + 2 * kv
             separate = config.position == 'rope' or config.qk_norm
             if separate:
-                numbers += C + kv
+                numbers += W + kv
             if self.device_type == 'cuda' and self._flash_lacks_grouped_heads():
                 # CudaKernels repeats k and v for all heads. Then nothing holds c_attn's output,
                 # unless it is q, or the input of the norm of queries and keys.
-                numbers += 2 * C
+                numbers += 2 * W
                 if separate and not config.qk_norm:
-                    numbers -= C + 2 * kv
+                    numbers -= W + 2 * kv
             return self.number_size * numbers + 4 * config.n_head
 
         # Here q, k and v have been copied, repeated for all heads, and each head keeps T weights.
@@ -121,22 +128,28 @@ class Activations:
         copies = 1
         if config.dropout > 0:
             copies = 2 if self.attention_form == WRITTEN_OUT else 3
-        return self.attention_weight_size * (3 * C + copies * config.n_head * config.block_size)
+        return self.attention_weight_size * (3 * W + copies * config.n_head * config.block_size)
 
     def _qk_norm(self):
         """Of the norm of queries and keys: its input, in float32, and a deviation for each head."""
         if not self.config.qk_norm:
             return 0
-        C = self.config.n_embd
+        W = self.q_channels
         kv = self.kv_channels
         deviations = 4 * (self.config.n_head + self.config.n_kv_head)
         if self.device_type == 'cuda':
             return deviations  # the input is part of c_attn's output, in any precision
         if self.in_16_bits:
-            return 4 * (C + kv) + deviations  # autocast copies queries and keys to float32
+            return 4 * (W + kv) + deviations  # autocast copies queries and keys to float32
         if self.attention_form == FLASH:
             return deviations  # the input is part of c_attn's output, which v holds anyway
-        return 4 * (C + 2 * kv) + deviations  # c_attn's output
+        return 4 * (W + 2 * kv) + deviations  # c_attn's output
+
+    def _qk_norm_weight(self):
+        """Of the weights of that norm: the queries and keys that they multiply."""
+        if not self.config.qk_norm_weight:
+            return 0
+        return self.number_size * (self.q_channels + self.kv_channels)
 
     def mlp(self):
         """Of the MLP: the inputs of its two layers, and what its activation function needs."""

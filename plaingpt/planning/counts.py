@@ -16,22 +16,22 @@ def parameters(config):
     positions = config.block_size * C if config.position == 'learned' else 0
     head = 0 if config.tied else embedding  # a tied head is the embedding, and counts once
 
-    # Each output of a linear layer has a weight for each input, and perhaps a bias. All layers of
-    # a block read C channels, except for the MLP's way down, which reads mlp_width.
+    # Each output of a linear layer has a weight for each input, and perhaps a bias.
     bias = 1 if config.bias else 0
-    per_output = C + bias
+    qkv_bias = 1 if config.bias or config.qkv_bias else 0
 
     norm = C
     if config.norm == 'layernorm':
         norm += bias * C  # RMSNorm has no bias
+    qk_norm = 2 * config.head_size if config.qk_norm_weight else 0
     return {
         'token embedding and head': embedding + head,
         'position embedding': positions,
-        'attention: query, key, value': config.n_layer * qkv_width(config) * per_output,
-        'attention: projection': config.n_layer * C * per_output,
-        'MLP: up': config.n_layer * up_width(config) * per_output,
+        'attention: query, key, value': config.n_layer * qkv_width(config) * (C + qkv_bias),
+        'attention: projection': config.n_layer * C * (heads_width(config) + bias),
+        'MLP: up': config.n_layer * up_width(config) * (C + bias),
         'MLP: down': config.n_layer * C * (config.mlp_width + bias),
-        'layer norms': (2 * config.n_layer + 1) * norm,
+        'layer norms': (2 * config.n_layer + 1) * norm + config.n_layer * qk_norm,
     }
 
 
@@ -60,13 +60,18 @@ def flops(config, tokens=None):
     L = config.n_layer
     return {
         'attention: query, key, value': L * 2 * T * C * qkv_width(config),
-        'attention: scores': L * 2 * T * T * C,
-        'attention: weighted sum': L * 2 * T * T * C,
-        'attention: projection': L * 2 * T * C * C,
+        'attention: scores': L * 2 * T * T * heads_width(config),
+        'attention: weighted sum': L * 2 * T * T * heads_width(config),
+        'attention: projection': L * 2 * T * heads_width(config) * C,
         'MLP: up': L * 2 * T * C * up_width(config),
         'MLP: down': L * 2 * T * config.mlp_width * C,
         'head': 2 * T * C * config.vocab_size,
     }
+
+
+def heads_width(config):
+    """Channels of the queries of all heads; in most models as many as n_embd."""
+    return config.n_head * config.head_size
 
 
 def qkv_width(config):

@@ -199,7 +199,7 @@ class TrainingStep:
         """The gradients of attention weights, where attention holds those."""
         config = self.config
         weights = self.tokens * config.n_head * config.block_size
-        incoming = self.tokens * self.activations.number_size * config.n_embd
+        incoming = self.tokens * self.activations.number_size * self.activations.q_channels
         freed = self.tokens * self.activations.mlp()
         if self.activations.attention_form == WRITTEN_OUT:
             a_sequence = config.n_head * config.block_size ** 2

@@ -115,12 +115,11 @@ def piece_rows(gpt):
     The model joins queries, keys and values, and the two halves of SwiGLU, to compute them in one
     product. Muon does better on each by itself (docs/modern.md); {} would leave them joined."""
     rows = {}
+    query_rows = gpt.config.n_head * gpt.config.head_size
+    kv_rows = gpt.config.n_kv_head * gpt.config.head_size
     for block in gpt.transformer.h:
-        attention = block.attn
-        query_rows = attention.n_head * attention.head_size
-        kv_rows = attention.n_kv_head * attention.head_size
-        rows[attention.c_attn.weight] = [query_rows, kv_rows, kv_rows]
-        if block.mlp.kind == 'swiglu':
+        rows[block.attn.c_attn.weight] = [query_rows, kv_rows, kv_rows]
+        if gpt.config.mlp == 'swiglu':
             half = len(block.mlp.c_fc.weight) // 2
             rows[block.mlp.c_fc.weight] = [half, half]
     return rows

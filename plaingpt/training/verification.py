@@ -29,6 +29,7 @@ OPTIONAL_ENTRIES = {
 }
 COUNTS = ('iter_num', 'best_step', 'tokens_seen', 'elapsed', 'unlogged', 'clipped', 'skipped')
 SIZES = ('n_layer', 'n_head', 'n_embd', 'block_size', 'vocab_size')  # of model_args
+OPTIONAL_SIZES = ('n_kv_head', 'head_size', 'mlp_width')
 MOST_VALUES = 300_000  # values in a checkpoint; a tensor counts as one
 DEEPEST = 30  # levels of dicts and lists in it
 
@@ -150,12 +151,23 @@ def _problem_of_sizes(checkpoint):
     if not all(isinstance(key, str) for key in args):
         return 'has model_args without names'
     sizes = [args[key] for key in SIZES]
-    sizes.append(args.get('n_kv_head', 1))
+    for key in OPTIONAL_SIZES:
+        if args.get(key) is not None:
+            sizes.append(args[key])
     for key in older_checkpoints.BATCH_KEYS:
         sizes.append(checkpoint['config'].get(key, 0))
     if not all(type(size) is int for size in sizes):
         return 'has sizes that are not whole numbers'
+    scaling = args.get('rope_scaling')
+    if scaling is not None and not _are_factors(scaling):
+        return 'has a rope_scaling that is not a dict of numbers above 0'
     return None
+
+
+def _are_factors(value):
+    if not isinstance(value, dict):
+        return False
+    return all(type(number) in (int, float) and 0 < number < 1e30 for number in value.values())
 
 
 def _problem_of_plainness(checkpoint):

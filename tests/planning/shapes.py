@@ -15,6 +15,9 @@ OPTIONS = [
     GPTConfig(48, 300, 2, 6, 96, 0.0, True, **LLAMA, qk_norm=True),
     GPTConfig(48, 300, 2, 4, 96, 0.1, True, position='alibi', n_kv_head=2, mlp='relu2',
               norm='rmsnorm'),
+    GPTConfig(48, 300, 2, 4, 96, bias=False, **LLAMA, qk_norm=True, qk_norm_weight=True,
+              head_size=32, mlp_width=200),
+    GPTConfig(48, 300, 2, 4, 96, bias=False, **LLAMA, qkv_bias=True),
     GPTConfig(48, 300, 2, 4, 96, position='none', mlp='swiglu', logit_softcap=15.0, tied=False),
 ]
 

@@ -17,6 +17,9 @@ from plaingpt.system.devices import place, precision
     LLAMA | dict(qk_norm=True),
     dict(qk_norm=True),
     dict(position='rope'),
+    dict(position='rope', qk_norm=True, qk_norm_weight=True, head_size=40),
+    dict(qk_norm=True, qk_norm_weight=True, qkv_bias=True),
+    dict(head_size=16, mlp_width=80),
     dict(n_kv_head=1, mlp='relu2'),
     dict(position='alibi', n_kv_head=1),
 ], ids=str)
@@ -38,7 +41,9 @@ def check_activations(options, T, dropout, dtype, bf16_residual):
     gpt.residual_dtype = torch.bfloat16 if bf16_residual else None
 
     # Not counted here: weights in 16 bits, and rope's angles and ALiBi's bias, which all share.
+    # Nor are the weights of queries and keys, one row a head.
     others = {(1, T, 1, config.head_size // 2), (1, 2, T, T)}
+    others.add((config.n_head + config.n_kv_head, config.head_size))
     for parameter in gpt.parameters():
         others |= {parameter.shape, parameter.shape[::-1]}
 

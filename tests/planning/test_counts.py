@@ -22,7 +22,7 @@ def test_parameters_are_those_of_the_model(config):
         'attention: projection': 'attn.c_proj',
         'MLP: up': 'mlp.c_fc',
         'MLP: down': 'mlp.c_proj',
-        'layer norms': 'ln_',
+        'layer norms': 'ln_|_scale',
     }
     for part, name in names.items():
         found = [p.numel() for key, p in gpt.named_parameters() if re.search(name, key)]
