@@ -185,7 +185,9 @@ def with_final_device(values, later_arguments):
 def overrule(config, given, decided):
     """Replaces values of config by those that a checkpoint or a pretrained model has decided.
 
-    Warns of each key in given that loses its value by this. Returns decided, {key: value}."""
+    Warns of each key in given that loses its value by this. Returns {key: value} of decided, but
+    for what is no key of the script."""
+    decided = {key: value for key, value in decided.items() if key in config}
     for key, value in decided.items():
         if key in given and config[key] != value:
             warn(f'{key}={config[key]} is not used: the loaded checkpoint has {key}={value}')

@@ -22,19 +22,18 @@ import torch
 from tqdm import tqdm
 
 from configurator import configure
-from plaingpt.formats.hugging_face import CannotLoad
-from plaingpt.formats.peft_adapter import load_adapter
+from plaingpt.inference.completion import complete
 from plaingpt.inference.engine import InvalidArguments, stream
 from plaingpt.inference.window import cache_room
 from plaingpt.system.compiling import compile_or_warn
 from plaingpt.system.devices import (check_device, default_device, default_dtype,
                                      hardware_name, place, room_for_batch, set_up_math)
 from plaingpt.system.files import replacing
-from plaingpt.system.messages import UserError, complaints, explained, warn
+from plaingpt.system.messages import UserError, complaints, explained
 from plaingpt.system.seeds import mixed_seed
-from plaingpt.text.data_sets import folder_of, read_meta
 from plaingpt.text.tokenizers import load_tokenizer
-from plaingpt.training import checkpoints, lora, resuming, run_folder, starting_weights
+from plaingpt.training import checkpoints, run_folder
+from plaingpt.training.trained_model import open_named
 
 # ---- configuration ----
 # Model
@@ -131,49 +130,23 @@ else:
 # ---- model ----
 torch_device = check_device(device)
 set_up_math(seed, torch_device)
-loaded_adapter = load_adapter(adapter) if adapter else None
-if loaded_adapter and 'init_from' not in given:
-    init_from = loaded_adapter.lora.base
-    if not init_from:
-        raise UserError(f'{adapter} does not name its base: give it with --init_from')
-with explained(CannotLoad, prefix=f'init_from={init_from}: '):
-    if init_from == 'resume':
-        saved, path = checkpoints.load_to_sample(out_dir)
-    else:
-        saved, path = starting_weights.find(init_from)
-    model = starting_weights.build(saved, path)
-    tokenizer_meta = starting_weights.tokenizer_of(saved, path)
-lora.merge_adapter(model)  # if it is a LoRA run
-if loaded_adapter:
-    lora.apply_adapter(model, loaded_adapter, path)
-    lora.merge_adapter(model)
-    tokenizer_meta = loaded_adapter.tokenizer or tokenizer_meta
-
-# ---- tokenizer ----
-if tokenizer_meta is None and not saved:
-    raise UserError(f'{path} has no tokenizer.json, and too few tokens for the vocabulary of '
-                    "GPT-2: put the model's own tokenizer.json there")
-if tokenizer_meta is None:
-    # A checkpoint of nanoGPT: the characters are stored with its data set only.
-    data_dir = folder_of(resuming.data_set(saved, path))
-    tokenizer_meta = read_meta(data_dir)['tokenizer']
-    kind = tokenizer_meta['kind']
-    warn(f'{path} names no tokenizer: using that of {data_dir}, of kind {kind!r}')
+trained = open_named(config, given)
+model = trained.gpt
 
 
 # ---- a checkpoint instead of text ----
 def write_merged(folder):
     """Writes the model, with its adapter merged, to ckpt.pt in a folder."""
     config = {}
-    if 'dataset' in saved.get('config', {}):
-        config['dataset'] = saved['config']['dataset']
+    if 'dataset' in trained.saved.get('config', {}):
+        config['dataset'] = trained.saved['config']['dataset']
     checkpoint = {
         'model': model.state_dict(),
         'optimizer': {},
         'model_args': asdict(model.config),
         'iter_num': 0,
         'best_val_loss': math.inf,
-        'tokenizer': tokenizer_meta,
+        'tokenizer': trained.tokenizer,
         'config': config,
     }
     run_folder.enter(folder)
@@ -189,9 +162,9 @@ if merge:
     sys.exit(0)
 
 # ---- encoding, device, precision ----
-tokenizer = load_tokenizer(tokenizer_meta)
+tokenizer = load_tokenizer(trained.tokenizer)
 if tokenizer.vocab_size > model.config.vocab_size:
-    raise UserError(f'{path} has a vocabulary of {model.config.vocab_size} tokens and its '
+    raise UserError(f'{trained.path} has a vocabulary of {model.config.vocab_size} tokens and its '
                     f'tokenizer one of {tokenizer.vocab_size}: they do not belong together')
 encoded = [tokenizer.encode(text) for text in texts]
 
@@ -212,9 +185,7 @@ if compile:
     compiled = compile_or_warn(model, trial, dynamic=True)
 
 # One line on stderr says what writes the text.
-origin = path
-if saved:
-    origin += f", step {saved['iter_num']}"
+origin = trained.origin
 if adapter:
     origin += f' with {adapter}'
 mode = 'compiled' if compiled else 'eager'
@@ -264,47 +235,18 @@ def new_ids(batch):
                           context_size=context_size)
 
 
-def complete(batch, show=None):
-    """The completions of a batch, a list of str.
-
-    show: a function that gets each piece of the first completion as soon as it is known."""
+def completions_of(batch, show=None):
+    """The completions of a batch, a list of str; show: as in complete()."""
     rows = (batch.last - batch.first) * len(batch.samples)
-    chosen = [torch.empty(rows, 0, dtype=torch.int64, device=torch_device)]
-    decoders = [tokenizer.decoder() for _ in range(rows)]
-    drafts = [''] * rows  # the completions so far, as far as they are followed
-    unfinished = list(range(rows))  # rows in which stop has not come
-    shown = 0
-    for ids in new_ids(batch):
-        chosen.append(ids)
-        if not show and not stop:
-            continue  # nobody looks yet, so no step waits for the device
-        new = ids.flatten().tolist()
-        followed = unfinished if stop else [0]
-        for row in followed:
-            drafts[row] += decoders[row]([new[row]])
-        if stop:
-            unfinished = [row for row in unfinished if stop not in drafts[row]]
-            if not unfinished:
-                break
-        if show and 0 in unfinished:
-            # The last characters may be the beginning of stop: they wait.
-            ready = max(shown, len(drafts[0]) - max(0, len(stop) - 1))
-            show(drafts[0][shown:ready])
-            shown = ready
-
-    completions = [tokenizer.decode(ids) for ids in torch.cat(chosen, dim=1).tolist()]
-    if stop:
-        completions = [completion.partition(stop)[0] for completion in completions]
-    if show:
-        show(completions[0][shown:])
-    return completions
+    stops = [stop] if stop else []
+    return complete(new_ids(batch), rows, tokenizer, stops, show)
 
 
 def write_completions(file):
     """Completes all prompts, and writes a line for each to a binary file."""
     found = [[] for _ in texts]
     for batch in tqdm(list(batches()), 'batches', disable=None):
-        completions = complete(batch)
+        completions = completions_of(batch)
         for number in range(batch.first, batch.last):
             begin = (number - batch.first) * len(batch.samples)
             found[number] += completions[begin:begin + len(batch.samples)]
@@ -340,7 +282,7 @@ else:
         live = sys.stdout.isatty() and batch.samples[0] == 0
         if live:
             print_piece(prompt)
-        completions = complete(batch, print_piece if live else None)
+        completions = completions_of(batch, print_piece if live else None)
         for number, completion in enumerate(completions):
             already_shown = live and number == 0
             if not already_shown:

@@ -31,7 +31,7 @@ from plaingpt.system.signals import RESUMABLE, StopSignal
 from plaingpt.text.data_sets import check_fit, folder_of, open_data_set
 from plaingpt.text.publishing import prepare_if_missing
 from plaingpt.training import (checkpoints, freezing, learning_rate_search, lora, optimizers,
-                               resuming, run_folder, starting_weights)
+                               resuming, run_folder, starting_weights, trackers)
 from plaingpt.training import metrics as metrics_file
 from plaingpt.training.guard import Guard
 from plaingpt.training.health import Health
@@ -53,10 +53,11 @@ seed = 1337                         # {[0, 4294967295]} of initial weights, batc
 # Start
 init_from = 'scratch'               # scratch, resume, gpt2 to gpt2-xl, a hub id, folder or .pt file
 resume = 'never'                    # {'never' | 'auto' | 'always'} the run in out_dir; auto: if any
-# Weights & Biases
-wandb_log = False                   # True: log there too (WANDB_MODE=offline needs no account)
-wandb_project = 'owt'               # project of the run
-wandb_run_name = 'gpt2'             # name of the run
+# Tracker, which shows the figures of metrics.jsonl
+tracker = 'none'                    # {'none' | 'wandb' | 'tensorboard' | 'trackio'}
+wandb_log = False                   # True: tracker='wandb'; WANDB_MODE=offline needs no account
+wandb_project = 'owt'               # project of the run, in wandb and in trackio
+wandb_run_name = 'gpt2'             # name of the run, in wandb and in trackio
 # Data
 dataset = 'openwebtext'             # folder under data/ with train.bin, val.bin and meta.json
 prepare = False                     # True: run its prepare.py if train.bin is missing (not 54 GB)
@@ -73,9 +74,11 @@ position = 'learned'                # {'learned' | 'rope' | 'alibi' | 'none'}
 rope_theta = 10000.0                # {> 0} base of the periods of 'rope'
 norm = 'layernorm'                  # {'layernorm' | 'rmsnorm'}
 mlp = 'gelu'                        # {'gelu' | 'relu2' | 'swiglu'}
+mlp_width: int | None = None        # {>= 1} its hidden channels; None: 4 n_embd, for swiglu 8/3
 gelu = 'tanh'                       # {'tanh' | 'exact'} GPT-2's form, or nanoGPT's
 qk_norm = False                     # True: normalise queries and keys
 n_kv_head: int | None = None        # {>= 1} heads of keys and values, divides n_head; None: n_head
+head_size: int | None = None        # {>= 1} channels of a head; None: n_embd / n_head
 logit_softcap = 0.0                 # {>= 0} bound that logits approach by tanh; 0: no bound
 tied = True                         # one matrix is both token embedding and head
 zero_init = False                   # True: each block starts as the identity
@@ -126,6 +129,7 @@ def problems():
     yield from compiling.problems(globals())
     yield from planning.problems(globals())
     yield from run_folder.problems(globals())
+    yield from trackers.problems(globals())
 
 
 globals().update(planning.implied_settings(sys.argv[1:]))  # --device_name implies a plan
@@ -149,7 +153,8 @@ if is_resumed:
     # The checkpoint decides the architecture and the data set; everything else follows the flags.
     decided = starting_weights.settings_decided_by(saved, saved_path)
     decided['dataset'] = resuming.data_set(saved, saved_path, dataset)
-    globals().update(overrule(config, given, decided))
+    decided = overrule(config, given, decided)
+    globals().update(decided)
     not_worth_saying = ('init_from', 'resume', 'out_dir', *decided, *planning.KEYS)
     print0(resuming.describe_resume(saved, saved_path, config, not_worth_saying))
 
@@ -173,8 +178,8 @@ hardware = planning.Hardware.here(torch_device, process.world_size)  # while its
 with torch.device('meta' if plan else 'cpu'):
     run_model = starting_weights.model_for_run(config, saved, saved_path, meta)
 gpt = run_model.gpt  # the bare model, whose names are the saved ones
-shape = {key: value for key, value in asdict(gpt.config).items() if key in config}
-overrule(config, given, shape)
+overrule(config, given, asdict(gpt.config))
+tokenizer = run_model.tokenizer or meta['tokenizer']  # of the same vocabulary
 if train_data:
     check_fit(data_dir, meta, (train_data, val_data), gpt.config.vocab_size, run_model.tokenizer)
 if plan:
@@ -200,15 +205,14 @@ del saved  # and free its tensors
 metrics = None  # on ranks that write nothing
 if is_writer:
     run_folder.enter(out_dir)
-    wandb = None
-    if wandb_log:
-        wandb = metrics_file.start_wandb(project=wandb_project, name=wandb_run_name,
-                                         config=config, id=state.run_id)
+    run_tracker = trackers.connect(config, state.run_id)  # before anything is moved or cut
     if is_resumed or resume == 'auto':
         run_folder.reopen(out_dir, state.step)
     else:
         run_folder.start_new(out_dir)
-    metrics = metrics_file.Metrics(out_dir, wandb)
+    if run_tracker:
+        run_tracker.start(state.step, metrics_file.entries(out_dir))
+    metrics = metrics_file.Metrics(out_dir, run_tracker)
 unsaved = ''  # why the newest state could not be saved; empty if it was
 
 
@@ -221,7 +225,7 @@ def save(names):
         'scaler': scaler.state_dict(),
         'model_args': asdict(gpt.config),
         'lora': asdict(run_model.lora) if run_model.lora else None,
-        'tokenizer': meta['tokenizer'],
+        'tokenizer': tokenizer,
         'config': config,
         'seed': seed,
         'job': resuming.JOB,
@@ -231,7 +235,7 @@ def save(names):
         run_folder.claim(out_dir)  # it may have been removed, and another run started there
         # The adapter goes first: a checkpoint that names a new best must not outrun it.
         if run_model.lora and 'ckpt' in names:
-            save_adapter(os.path.join(out_dir, 'adapter'), gpt, run_model.lora, meta['tokenizer'])
+            save_adapter(os.path.join(out_dir, 'adapter'), gpt, run_model.lora, tokenizer)
         checkpoints.save(out_dir, checkpoint, names)
     except checkpoints.NotFinite as error:
         give_up(f'{error} after step {state.step}, so that state is not saved', state.step)

@@ -9,9 +9,8 @@ wandb_run_name = 'gpt2-124M-modern'
 
 position = 'rope'
 norm = 'rmsnorm'
-mlp = 'relu2'                   # as in those runs: one matrix product fewer than SwiGLU
+mlp = 'swiglu'                  # with the rest a Qwen3, which export.py writes for other programs
 qk_norm = True
-logit_softcap = 15.0
 tied = False
 zero_init = True
 

@@ -373,6 +373,8 @@ CONFIGS = {
         gradient_accumulation_steps=40),
     'finetune_lora.py': dict(
         init_from='gpt2', lora_rank=8, early_stop=3, dataset='shakespeare'),
+    'finetune_smollm2.py': dict(
+        init_from='data/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf', lora_rank=8, dataset='smollm2'),
     'train_gpt2.py': dict(
         wandb_log=True, batch_size=12, block_size=1024, gradient_accumulation_steps=40,
         max_iters=600000, eval_interval=1000, weight_decay=0.1),

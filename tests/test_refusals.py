@@ -28,7 +28,7 @@ def gpt2_directory(tmp_path):
      'nowhere/train.bin not found: put train.bin, val.bin and meta.json into'),
     (dict(block_size=19_000), 'but block_size=19000 needs 19001: use --block_size='),
     (dict(init_from='gtp2'),
-     'init_from=gtp2 is not scratch or resume, and gtp2 cannot be loaded as a GPT-2'),
+     'init_from=gtp2 is not scratch or resume, and gtp2 cannot be loaded'),
     (dict(init_from='resume'), 'holds no checkpoint'),
     (dict(n_head=3), 'n_embd=16 must be a multiple of n_head=3'),
     (dict(dropout=1), 'dropout=1.0: must be in [0, 1)'),
@@ -72,7 +72,8 @@ def test_a_run_that_wandb_refuses_leaves_the_old_run_where_it_is(tmp_path, char_
 
     wandb = ModuleType('wandb')
     wandb.__spec__ = ModuleSpec('wandb', None)
-    wandb.errors = SimpleNamespace(Error=KeyError)
+    wandb.errors = SimpleNamespace(Error=KeyError, CommError=ConnectionError,
+                                   AuthenticationError=PermissionError)
     wandb.init = init
     monkeypatch.setitem(sys.modules, 'wandb', wandb)
     assert 'Weights & Biases refuses' in refused(train(out_dir, char_data, wandb_log=True))

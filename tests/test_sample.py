@@ -301,7 +301,7 @@ def test_without_learned_positions_a_model_may_see_more_than_it_was_trained_with
     (dict(context_size=4, stride=5), 'stride=5 must be at least 1 and at most the context_size'),
     # The model.
     (dict(out_dir='nowhere'), 'nowhere holds no checkpoint'),
-    (dict(init_from='gtp2'), 'gtp2 cannot be loaded as a GPT-2'),
+    (dict(init_from='gtp2'), 'gtp2 cannot be loaded'),
     (dict(init_from='no/ckpt.pt'), 'no/ckpt.pt not found'),
     (dict(init_from=__file__), 'is not a checkpoint that can be read safely'),
     (dict(init_from=ROOT / 'docs'),
@@ -429,4 +429,4 @@ def test_without_a_network_a_published_model_is_refused_in_one_line(tmp_path):
                    'HF_HOME': str(tmp_path)}
     ended = run('sample.py', init_from='gpt2', env=environment)
     assert refused(ended) == ended.stderr.strip()
-    assert 'gpt2 cannot be loaded as a GPT-2' in ended.stderr
+    assert 'gpt2 cannot be loaded' in ended.stderr

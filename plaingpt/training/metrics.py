@@ -8,19 +8,19 @@ import math
 import os
 
 from plaingpt.system.files import replacing
-from plaingpt.system.messages import UserError, explained, warn
+from plaingpt.system.messages import UserError, warn
 
 
 class Metrics:
-    """Writes metrics.jsonl in an out_dir, and the same to Weights & Biases if it is given.
+    """Writes metrics.jsonl in an out_dir, and sends its lines to a tracker if one is given.
 
     The file is opened for each line, since the folder may vanish and come back during a run. Lines
     that can't be written are kept, with one warning, and written with the next that can."""
 
-    def __init__(self, out_dir, wandb=None):
-        """wandb: the module, after start_wandb(); None: no logging there."""
+    def __init__(self, out_dir, tracker=None):
+        """tracker: a trackers.Tracker that has started, or None."""
         self.path = os.path.join(out_dir, 'metrics.jsonl')
-        self.wandb = wandb
+        self.tracker = tracker
         self.unwritten = []
 
     def write(self, entry):
@@ -33,8 +33,8 @@ class Metrics:
             if len(self.unwritten) == 1:
                 warn(f'{self.path} cannot be written ({error.strerror}): '
                      'its lines are kept until they can be')
-        if self.wandb:
-            self.wandb.log({'iter': entry['step'], **entry})
+        if self.tracker:
+            self.tracker.send(entry)
 
     def _append(self, content):
         with open(self.path, 'ab', buffering=0) as file:
@@ -46,18 +46,18 @@ class Metrics:
 
     def close(self):
         """Ends the record. UserError if the disk has refused its last lines."""
-        if self.wandb:
-            self.wandb.finish()
+        if self.tracker:
+            self.tracker.close()
         if self.unwritten:
             raise UserError(f'the last lines of {self.path} could not be written')
 
 
-def start_wandb(**options):
-    """The wandb module, logging with these options of wandb.init. UserError if that fails."""
-    import wandb
-    with explained(wandb.errors.Error, prefix='wandb_log=True, but Weights & Biases refuses: '):
-        wandb.init(resume='allow', **options)
-    return wandb
+def entries(out_dir):
+    """Yields the lines of the record as dicts. Call it after cut(), which drops damaged ones."""
+    path = os.path.join(out_dir, 'metrics.jsonl')
+    if os.path.exists(path):
+        with open(path, encoding='utf-8') as file:
+            yield from map(json.loads, file)
 
 
 def cut(out_dir, step):

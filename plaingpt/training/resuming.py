@@ -6,6 +6,8 @@ import hashlib
 import os
 import re
 
+import torch
+
 from plaingpt.system.messages import UserError
 from plaingpt.training import older_checkpoints
 from plaingpt.training.checkpoints import load_to_resume, present
@@ -73,14 +75,21 @@ def data_set(checkpoint, path, given=None):
 
 # ---- into a model ----
 
-def restore_model(model, checkpoint, path):
-    """Copies the checkpoint's weights into model; UserError if they have other names or shapes."""
+def restore_model(model, checkpoint, path, mapped=False):
+    """Gives model the checkpoint's weights; UserError if they have other names or shapes.
+
+    The parameters are replaced by float32 tensors, so the model may be on the meta device.
+    mapped: do not copy float32 weights, but use them where they lie, in the map of their file."""
+    weights = {name: weight.to(torch.float32, copy=not mapped)
+               for name, weight in checkpoint['model'].items()}
     try:
-        model.load_state_dict(checkpoint['model'])
+        model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         details = ' '.join(str(error).split())[:300]
         raise UserError(f'the weights in {path} do not fit the model_args beside them '
                         f'({details})') from error
+    if model.config.tied:
+        model.transformer.wte.weight = model.lm_head.weight
 
 
 def restore_optimizer(optimizer, scaler, checkpoint, path):

@@ -7,12 +7,12 @@ The folder of a run, its out_dir: which run may write into it, and what becomes 
     loss.png       its picture, drawn by plot.py
     find_lr.png    the picture of a learning-rate search
     adapter/       the LoRA adapter, in peft's format
+    tensorboard/   the same figures for TensorBoard; see trackers.py
     replaced/N/    runs that were here before a new one started
 """
 import errno
 import itertools
 import os
-from importlib.util import find_spec
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
@@ -22,7 +22,7 @@ from plaingpt.system.messages import UserError, complaints, explained, warn
 from plaingpt.training import metrics
 
 CHECKPOINTS = ('ckpt.pt', 'ckpt.prev.pt', 'last.pt', 'last.prev.pt')
-OTHER_FILES = ('metrics.jsonl', 'loss.png', 'adapter')
+OTHER_FILES = ('metrics.jsonl', 'loss.png', 'adapter', 'tensorboard')
 # The files that are written beside their place first, and that a kill can leave unfinished.
 REPLACED_FILES = ('ckpt.pt', 'last.pt', 'metrics.jsonl', 'loss.png', 'find_lr.png')
 
@@ -37,10 +37,7 @@ _claims = {}  # for each out_dir that this process writes into; held until the p
 
 
 def problems(run):
-    """Yields what is wrong with the keys of train.py about out_dir and wandb."""
-    writes = not (run['plan'] or run['find_lr'] or run['eval_only'])
-    if run['wandb_log'] and writes and not find_spec('wandb'):
-        yield 'wandb_log=True needs the package: pip install wandb'
+    """Yields what is wrong with the keys of train.py about out_dir."""
     yield from complaints(check_name, run['out_dir'])
 
 

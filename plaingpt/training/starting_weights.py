@@ -1,24 +1,27 @@
 """
-Where the weights of a model come from: random numbers, a checkpoint, or a published GPT-2.
+Where the weights of a model come from: random numbers, a checkpoint, or another program's model.
 
-init_from names the source: 'scratch', the folder of a run or a .pt file of it, or a model in
-Hugging Face's form. A checkpoint of a LoRA run holds only the adapter, so it is built from two
-sources: its base, which is opened first, and the adapter's matrices.
+init_from names the source: 'scratch', the folder of a run or a .pt file of it, or a foreign model:
+a .gguf file, or a folder or hub id in Hugging Face's form. A checkpoint of a LoRA run holds only
+the adapter, so it is built from two sources: its base, which is opened first, and the adapter's
+matrices.
 """
 import os
 from dataclasses import asdict, fields
 from typing import NamedTuple
 
+import torch
+
 from model import GPT, GPTConfig
-from plaingpt.formats import hugging_face, peft_adapter
-from plaingpt.formats.hugging_face import CannotLoad
+from plaingpt.formats import foreign_models, peft_adapter
+from plaingpt.formats.hugging_face_files import CannotLoad
 from plaingpt.system.messages import UserError, explained, warn
 from plaingpt.text.data_sets import rounded_vocab_size
 from plaingpt.training import checkpoints, freezing, lora, resuming
 from plaingpt.training.lora import LoraSettings
 
 NEEDS_BASE = ('lora_rank adapts existing weights: name them with --init_from, which takes the name '
-              'of a GPT-2 or the folder of a run')
+              'of a GPT-2, the folder of a run, or a model of another program')
 
 
 class RunModel(NamedTuple):
@@ -33,14 +36,15 @@ class RunModel(NamedTuple):
 def find(init_from):
     """(checkpoint, path) of a run's folder or a .pt file; ({}, init_from) of any other source.
 
-    The other source must then be Hugging Face's. UserError if a checkpoint is broken, or if a
+    The other source must then be a foreign model. UserError if a checkpoint is broken, or if a
     folder holds neither a run nor a model."""
     if checkpoints.present(init_from):
         return checkpoints.load_to_sample(init_from)
+    if foreign_models.is_gguf(init_from):
+        return {}, init_from
     if init_from.endswith('.pt') or os.path.isfile(init_from):
         return checkpoints.load(init_from, verified=('model',)), init_from
-    is_hugging_face = os.path.exists(os.path.join(init_from, 'config.json'))
-    if os.path.isdir(init_from) and not is_hugging_face:
+    if os.path.isdir(init_from) and not foreign_models.is_foreign_folder(init_from):
         if os.path.exists(os.path.join(init_from, peft_adapter.CONFIG)):
             raise UserError(f'init_from={init_from} is an adapter: python sample.py '
                             f'--adapter={init_from} --merge=FOLDER makes a model of it')
@@ -49,19 +53,23 @@ def find(init_from):
     return {}, init_from
 
 
-def build(saved, path, dropout=0.0, weights=True):
+def build(saved, path, dropout=0.0, weights=True, mapped=False):
     """The GPT of what find(), or a loader of checkpoints.py, has returned.
 
     For a LoRA run it is the base with the adapter. weights=False: random weights in that shape.
-    UserError if the model can't be built; hugging_face.CannotLoad, a ValueError, if it is Hugging
-    Face's."""
+    mapped: as in resuming.restore_model(), for a model that is only read.
+    UserError if the model can't be built; CannotLoad, a ValueError, if it is a foreign one."""
     if not saved:
-        return hugging_face.load_gpt2(path, {'dropout': dropout}, weights)
+        return foreign_models.load_foreign(path, {'dropout': dropout}, weights)
     if saved.get('lora') is not None:
         return _adapted_base(saved, path, dropout, weights)
-    gpt = GPT(_config_of(saved, path, dropout=dropout))
-    if weights:
-        resuming.restore_model(gpt, saved, path)
+    config = _config_of(saved, path, dropout=dropout)
+    if not weights:
+        return GPT(config)
+    # Initial weights would only be overwritten, and a model on the meta device takes no memory.
+    with torch.device('meta'):
+        gpt = GPT(config)
+    resuming.restore_model(gpt, saved, path, mapped)
     return gpt
 
 
@@ -78,7 +86,7 @@ def tokenizer_of(saved, path):
     """The tokenizer dict of what find() has returned, or None if nothing says which one it has."""
     if saved:
         return saved.get('tokenizer')
-    return hugging_face.tokenizer_of(path)
+    return foreign_models.tokenizer_of(path)
 
 
 def _find_whole_model(init_from):

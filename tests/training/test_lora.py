@@ -9,7 +9,7 @@ from fine_tuning import A, B, add_adapter, logits, loss, save_gpt2
 
 from model import Dropout, Kernels
 from plaingpt.formats import peft_adapter
-from plaingpt.formats.hugging_face import load_gpt2
+from plaingpt.formats.hugging_face import load_pretrained
 from plaingpt.system.messages import UserError
 from plaingpt.training import lora
 
@@ -44,7 +44,7 @@ def test_an_adapter_computes_and_learns_what_pefts_does_on_hugging_faces_model(t
     from transformers import GPT2LMHeadModel
     base = save_gpt2(tmp_path / 'gpt2')
     targets = 'c_attn,mlp.c_proj,c_fc'
-    gpt = add_adapter(load_gpt2(str(tmp_path / 'gpt2')), targets=targets)
+    gpt = add_adapter(load_pretrained(str(tmp_path / 'gpt2')), targets=targets)
     settings = lora.LoraSettings(3, 12, 0.0, targets, str(tmp_path / 'gpt2'))
     peft_adapter.save_adapter(tmp_path / 'adapter', gpt, settings)
     plain = logits(base, tiny_ids(2, 16))

@@ -24,7 +24,7 @@ def test_a_run_is_opened_by_its_folder_and_by_its_file(tmp_path, name):
         opened, tokenizer = starting_weights.open_base(path, dropout=0.3)
         assert torch.equal(logits(opened.eval(), idx), logits(gpt, idx))
         assert tokenizer == ABC
-        assert opened.config.dropout == opened.transformer.h[0].attn.dropout == 0.3
+        assert opened.config.dropout == opened.transformer.h[0].attn.resid_dropout.p == 0.3
 
 
 def test_a_checkpoint_of_nanogpt_is_opened(tmp_path):
@@ -101,8 +101,8 @@ def test_a_broken_base_is_refused_in_one_sentence(tmp_path, prepare, sentence):
 @pytest.mark.parametrize('name, sentence', [
     ('no/ckpt.pt', 'no/ckpt.pt not found'),
     (__file__, 'is not a checkpoint'),
-    ('gtp2', 'cannot be loaded as a GPT-2'),
-    ('./no/folder', 'cannot be loaded as a GPT-2'),
+    ('gtp2', 'cannot be loaded'),
+    ('./no/folder', 'cannot be loaded'),
 ])
 def test_a_missing_base_is_refused_in_one_sentence(name, sentence, monkeypatch):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')

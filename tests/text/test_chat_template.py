@@ -1,0 +1,64 @@
+"""Chat templates, against transformers."""
+import pytest
+
+from plaingpt.system.messages import UserError
+from plaingpt.text.chat_template import render_chat
+
+CHAT_ML = """{% for message in messages %}
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + eos_token + '\\n' }}
+{%- endfor %}
+{% if add_generation_prompt %}
+{{ '<|im_start|>assistant\\n' }}
+{% endif %}
+"""
+WITH_SYSTEM = """{{ bos_token }}
+    {%- if messages[0].role == 'system' %}
+        {%- set system = messages[0].content | trim %}
+        {%- set messages = messages[1:] %}
+    {%- endif %}
+    {%- for message in messages %}
+        {%- if loop.index > 9 %}{% break %}{% endif %}
+        {%- if (message.role == 'user') != (loop.index0 % 2 == 0) %}
+            {{- raise_exception('roles must alternate') }}
+        {%- endif %}
+        {{- '[' + message.role + '] ' + message.content | tojson }}
+    {%- endfor %}
+    {%- if tools is not none %}tools{% endif %}
+    {{- strftime_now('%Y') }}
+"""
+CHATS = [
+    [{'role': 'user', 'content': 'Hello, "Grüße" <b>'}],
+    [{'role': 'system', 'content': ' Be brief. '}, {'role': 'user', 'content': 'Hello'},
+     {'role': 'assistant', 'content': 'Hi'}, {'role': 'user', 'content': 'Who?\n'}],
+]
+
+
+@pytest.mark.parametrize('add_generation_prompt', [True, False])
+@pytest.mark.parametrize('messages', CHATS)
+@pytest.mark.parametrize('template', [CHAT_ML, WITH_SYSTEM])
+def test_it_writes_what_transformers_writes(template, messages, add_generation_prompt):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+    theirs = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), bos_token='<s>',
+                                     eos_token='</s>')
+    expected = theirs.apply_chat_template(messages, chat_template=template, tokenize=False,
+                                          add_generation_prompt=add_generation_prompt)
+    assert render_chat(template, messages, '<s>', '</s>', add_generation_prompt) == expected
+
+
+@pytest.mark.parametrize('template, reason', [
+    ('{% for %}', "fails (Expected"),
+    ("{{ raise_exception('no system message') }}", 'fails (no system message)'),
+    ('{{ nothing.at.all }}', "fails ('nothing' is undefined)"),
+    ('{{ 1 / 0 }}', 'fails (division by zero)'),
+    ('{{ messages + 1 }}', 'fails (can only concatenate list'),
+    ("{{ ''.__class__.__mro__[1].__subclasses__() }}", 'is unsafe'),
+    ("{{ messages.append(1) }}", 'is unsafe'),
+    ('{% for i in range(10000000) %}{% endfor %}', 'fails (Range too big'),
+    ("{% include '/etc/passwd' %}", 'fails (no loader'),
+])
+def test_a_hostile_or_broken_template_ends_in_one_sentence(template, reason):
+    with pytest.raises(UserError) as raised:
+        render_chat(template, CHATS[0])
+    assert reason in str(raised.value)
+    assert '\n' not in str(raised.value)
