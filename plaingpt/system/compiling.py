@@ -37,12 +37,14 @@ def uses_cuda_graphs(mode, device):
     return device.type == 'cuda' and mode in ('reduce-overhead', 'max-autotune')
 
 
-def compile_or_warn(gpt, trial, **options):
+def compile_or_warn(gpt, trial, parts=None, **options):
     """Compiles a GPT in place and runs trial(), which must call it; returns whether that worked.
 
-    options: those of torch.compile. The names in the model's state dict do not change. If compiling
-    fails, the model stays eager and one warning says why."""
-    parts = _compiled_parts(gpt)
+    parts: the modules to compile, None to choose. options: those of torch.compile. The names in the
+    model's state dict do not change. If compiling fails, the model stays eager and one warning says
+    why."""
+    if parts is None:
+        parts = _compiled_parts(gpt)
     for part in parts:
         part.compile(**options)
     # torch.compile does its work at the first call of the model, so errors appear in the trial: no
