@@ -1,7 +1,23 @@
-"""What the tests of foreign models share: small random models of transformers, and mappings."""
+"""What the tests of foreign models share: small random models of both sides, and mappings."""
 import torch
+from conftest import tiny_gpt
 
 from plaingpt.formats import families
+
+# Our options for each family.
+ROPE = {'position': 'rope', 'norm': 'rmsnorm', 'bias': False, 'n_head': 4}
+SWIGLU = {**ROPE, 'mlp': 'swiglu'}
+OPTIONS = [
+    ('gpt2', {}),
+    ('gpt2', {'bias': False, 'tied': False, 'gelu': 'exact', 'mlp_width': 24, 'norm_eps': 1e-3}),
+    ('llama', {**SWIGLU, 'n_kv_head': 2, 'tied': False}),
+    ('llama', {**SWIGLU, 'bias': True, 'head_size': 6}),
+    ('qwen2', {**SWIGLU, 'qkv_bias': True, 'n_kv_head': 1}),
+    ('qwen3', {**SWIGLU, 'qk_norm': True, 'head_size': 6}),
+    ('qwen3', {**SWIGLU, 'qk_norm': True, 'qk_norm_weight': True}),
+    ('arcee', {**ROPE, 'mlp': 'relu2', 'n_kv_head': 2}),
+    ('arcee', {**ROPE, 'mlp': 'relu2', 'bias': True}),
+]
 
 # Each option of these architectures that a GPT has, at a size where tests take no time.
 SHAPE = {'vocab_size': 61, 'hidden_size': 24, 'intermediate_size': 40, 'num_hidden_layers': 2,
@@ -20,6 +36,15 @@ OF_LLAMAS_KIND = [
     ('Arcee', {}),
     ('Arcee', {'attention_bias': True, 'mlp_bias': True, 'tie_word_embeddings': True}),
 ]
+
+
+def random_gpt(**options):
+    """A GPT whose parameters are all random, biases and norms too."""
+    gpt = tiny_gpt(**options)
+    for parameter in gpt.parameters():
+        is_vector = parameter.dim() == 1
+        torch.nn.init.normal_(parameter, mean=1.0 if is_vector else 0.0, std=0.3)
+    return gpt
 
 
 def their_model(kind, **changes):

@@ -8,7 +8,7 @@ from conftest import refused, run_here, succeeded
 from fine_tuning import ABC, add_adapter, save_run
 from generating import lively_gpt
 
-from plaingpt.formats import families
+from plaingpt.formats import foreign_weights
 from plaingpt.formats.peft_adapter import save_adapter
 from plaingpt.training import lora
 from plaingpt.training.lora import LoraSettings
@@ -179,7 +179,7 @@ def test_an_output_that_exists_stays_as_it_is(tmp_path):
 
 @pytest.mark.parametrize('to', ['hf', 'gguf'])
 def test_an_export_that_computes_something_else_is_not_kept(tmp_path, monkeypatch, to):
-    def wrong_tensors(gpt, vocab_size, form, original=families.named_tensors):
+    def wrong_tensors(gpt, vocab_size, form, original=foreign_weights.named_tensors):
         for name, tensor in original(gpt, vocab_size, form):
             is_first = 'layers.0.self_attn.k_proj' in name or 'blk.0.attn_k' in name
             yield name, tensor.flip(0) if is_first else tensor

@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 
 from model import GPT
-from plaingpt.formats import families
-from plaingpt.formats.families import FAMILIES, BadTensor
+from plaingpt.formats import foreign_weights
+from plaingpt.formats.families import FAMILIES, tensors_of
+from plaingpt.formats.foreign_weights import BadTensor
 from plaingpt.formats.gguf_file import BadGguf, read_gguf
 from plaingpt.formats.gguf_metadata import ROPE_FACTORS, config_from, family_of
 from plaingpt.formats.gguf_tokenizer_reading import tokenizer_from_gguf
@@ -28,9 +29,9 @@ def load_gguf(path, overrides=None, weights=True):
     try:
         gguf = read_gguf(path)
         config = replace(_checked_config(gguf), dropout=dropout)
-        config = families.without_neutral(config, gguf.tensor, 'gguf')
+        config = foreign_weights.without_neutral(config, gguf.tensor, 'gguf')
         if weights:
-            return families.build(config, gguf.tensor, 'gguf')
+            return foreign_weights.build(config, gguf.tensor, 'gguf')
         return GPT(config)
     except (BadGguf, BadTensor, OSError) as error:
         raise refusal(path, error) from error
@@ -54,7 +55,7 @@ def _checked_config(gguf):
     Only then are the sizes in the metadata more than claims."""
     config = config_from(gguf)
     family = family_of(gguf.metadata)
-    mappings = families.tensors_of(family, config)
+    mappings = tensors_of(family, config)
     unknown = set(gguf.tensors) - {ROPE_FACTORS}
     for mapping in mappings:
         for part in mapping.parts:

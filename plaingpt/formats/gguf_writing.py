@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from plaingpt.formats.families import NoTarget, family_for, named_tensors
+from plaingpt.formats.families import NoTarget, family_for
+from plaingpt.formats.foreign_weights import named_tensors
 from plaingpt.formats.gguf_file import check_package
 from plaingpt.formats.gguf_metadata import ROPE_FACTORS, metadata_of, rope_factors
 from plaingpt.formats.gguf_tokenizer_writing import gguf_metadata_of

@@ -11,7 +11,8 @@ import os
 import torch
 
 from model import GPT
-from plaingpt.formats import families
+from plaingpt.formats import families, foreign_weights
+from plaingpt.formats.foreign_weights import BadTensor
 from plaingpt.formats.hugging_face_config import gpt_config
 from plaingpt.formats.hugging_face_files import (GPT2_NAMES, SHORT_NAMES, CannotLoad, find_file,
                                                  has_weights_here, open_tensors, read_json,
@@ -48,16 +49,16 @@ def load_pretrained(source, overrides=None, weights=True):
     with contextlib.ExitStack() as opened:
         holders = open_tensors(source, opened)
         from safetensors import SafetensorError
-        with refusing(source, families.BadTensor, SafetensorError):
+        with refusing(source, BadTensor, SafetensorError):
             read = _reader(config, holders)
-            config = families.without_neutral(config, read, 'hugging_face')
+            config = foreign_weights.without_neutral(config, read, 'hugging_face')
             if weights:
-                return families.build(config, read, 'hugging_face')
+                return foreign_weights.build(config, read, 'hugging_face')
     return GPT(config)
 
 
 def _reader(config, holders):
-    """The function with which families.build() reads the tensors of a model.
+    """The function with which foreign_weights.build() reads the tensors of a model.
 
     holders: {name: the open safetensors file that holds this tensor}.
     BadTensor unless they are the tensors of a model with this GPTConfig, by their names."""
@@ -79,17 +80,17 @@ def _reader(config, holders):
     expected = set().union(*names.values())
     missing = sorted(expected - holders.keys())
     if missing:
-        raise families.BadTensor(f'its files lack {len(missing)} tensors of the model in its '
+        raise BadTensor(f'its files lack {len(missing)} tensors of the model in its '
                                  f'config, {missing[0]} among them')
     if config.tied and 'lm_head.weight' in holders:
         expected.add('lm_head.weight')
         embedding = read(names['transformer.wte.weight'][0])
         if not torch.equal(read('lm_head.weight'), embedding):
-            raise families.BadTensor('its lm_head.weight is another matrix than the token '
+            raise BadTensor('its lm_head.weight is another matrix than the token '
                                      'embedding, though its tie_word_embeddings is true')
     unknown = sorted(name for name in holders.keys() - expected if not name.endswith(DERIVED))
     if unknown:
-        raise families.BadTensor(f'its files have {len(unknown)} tensors that the model in its '
+        raise BadTensor(f'its files have {len(unknown)} tensors that the model in its '
                                  f'config does not have, {unknown[0]} among them')
     return read
 

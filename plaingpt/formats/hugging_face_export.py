@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from plaingpt.formats.families import FAMILIES, named_tensors
+from plaingpt.formats.families import FAMILIES
+from plaingpt.formats.foreign_weights import named_tensors
 from plaingpt.formats.hugging_face_config import config_entries
 from plaingpt.formats.hugging_face_files import INDEX, WEIGHTS
 from plaingpt.system.files import sync, write_atomically

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import ROOT, or_skip
 
-from plaingpt.formats import families
+from plaingpt.formats import foreign_weights
 from plaingpt.formats.gguf_reading import gguf_tokenizer_of, load_gguf
 from plaingpt.formats.gguf_writing import write_gguf
 from plaingpt.formats.llama_cpp import LlamaCpp
@@ -40,7 +40,7 @@ def their_llama(gpt):
         rms_norm_eps=ours.norm_eps, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None,
         rope_parameters={'rope_type': 'default', 'rope_theta': ours.rope_theta})
     theirs = LlamaForCausalLM(config).eval()
-    tensors = families.named_tensors(gpt, ours.vocab_size, 'hugging_face')
+    tensors = foreign_weights.named_tensors(gpt, ours.vocab_size, 'hugging_face')
     missing, unexpected = theirs.load_state_dict(dict(tensors), strict=False)
     assert (missing, unexpected) == (['lm_head.weight'], [])
     return theirs

@@ -4,8 +4,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from conftest import tiny_gpt
-from foreign import SHAPE
-from test_families import OPTIONS, ROPE, SWIGLU
+from foreign import OPTIONS, ROPE, SHAPE, SWIGLU
 
 from plaingpt.formats.families import NoTarget
 from plaingpt.formats.hugging_face_config import config_entries, gpt_config

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, tiny_ids
-from test_families import OPTIONS, ROPE, SWIGLU, random_gpt
+from foreign import OPTIONS, ROPE, SWIGLU, random_gpt
 
 from plaingpt.formats import hugging_face_export
 from plaingpt.formats.families import NoTarget
