@@ -24,6 +24,7 @@ from plaingpt.formats.hugging_face_export import export_hugging_face
 from plaingpt.formats.model_card import model_card
 from plaingpt.formats.peft_adapter import load_adapter
 from plaingpt.formats.peft_export import export_adapter
+from plaingpt.system.cpu_runtime import release_freed_memory
 from plaingpt.system.files import creating
 from plaingpt.system.messages import explained, warn
 from plaingpt.text.tokenizers import load_tokenizer
@@ -60,6 +61,7 @@ config, given = configure(globals())
 
 # ---- model ----
 trained = open_named(config, given)
+release_freed_memory()  # what loading took besides the weights
 model = trained.gpt
 model.eval()
 
@@ -98,6 +100,7 @@ with failures, creating(output) as path:
     parameters = model.get_num_params(non_embedding=False)
     base = trained.path
     del trained, model
+    release_freed_memory()
     if to == 'hf':
         verdict = export_check.check_hugging_face(path, ids, logits)
     elif to == 'gguf':

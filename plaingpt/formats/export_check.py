@@ -9,6 +9,7 @@ import torch
 from plaingpt.formats import llama_cpp
 from plaingpt.formats.gguf_reading import load_gguf
 from plaingpt.formats.hugging_face_export import logits_by_transformers
+from plaingpt.system.cpu_runtime import release_freed_memory
 from plaingpt.system.messages import UserError, warn
 
 LENGTH = 64  # tokens of the sequence that is compared, if the model's context is that long
@@ -93,6 +94,7 @@ def check_gguf(path, type, ids, ours):
     read_back = load_gguf(path)
     stored = logits_of(read_back, ids, ours.size(-1))
     del read_back  # llama.cpp needs its memory
+    release_freed_memory()
     largest = ours.abs().max().item()
     change = (stored - ours).abs().max().item()
     if type == 'f32' and not change <= TOLERANCE * largest:

@@ -56,15 +56,18 @@ class TensorInfo(NamedTuple):
 
 class GgufFile(NamedTuple):
     """A GGUF file as read_gguf() returns it."""
+    path: str
     metadata: dict   # {key: int, float, bool, str or list of them}
     tensors: dict    # {name: TensorInfo}
-    content: mmap.mmap
 
     def tensor(self, name):
-        """The tensor of this name in float32."""
+        """The tensor of this name in float32. BadGguf if the file has become shorter meanwhile."""
         from gguf import quants
         info = self.tensors[name]
-        raw = np.frombuffer(self.content, np.uint8, info.size, info.begin)
+        # Read, not mapped: pages of a map would take as much memory as the file is long.
+        raw = np.fromfile(self.path, np.uint8, info.size, offset=info.begin)
+        if len(raw) < info.size:
+            raise BadGguf(f'it has been truncated within the tensor {name}')
         columns = info.shape[-1]
         numbers = np.empty((math.prod(info.shape) // columns, columns), np.float32)
         raw = raw.reshape(len(numbers), -1)
@@ -77,7 +80,7 @@ class GgufFile(NamedTuple):
 
 
 def read_gguf(path):
-    """The GgufFile at path, mapped into memory.
+    """The GgufFile at path.
 
     BadGguf if the file is damaged, or of a version or type that is not read. UserError if the
     package gguf is missing, OSError if the file can't be opened."""
@@ -95,7 +98,7 @@ def read_gguf(path):
     metadata = _read_metadata(header)
     _check_split(metadata)
     tensors = _read_tensor_infos(header, tensor_count, metadata)
-    return GgufFile(metadata, tensors, content)
+    return GgufFile(path, metadata, tensors)
 
 
 def check_package():

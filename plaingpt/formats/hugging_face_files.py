@@ -121,7 +121,8 @@ def open_tensors(source, opened):
         # This also compares the sizes that the file claims with the file itself.
         damaged = f'{os.path.basename(path)} is damaged: '
         with refusing(source, OSError, SafetensorError, prefix=damaged):
-            file = opened.enter_context(safe_open(path, 'pt'))
+            # pread: the pages of a map would take as much memory as the file is long.
+            file = opened.enter_context(safe_open(path, 'pt', backend='pread'))
             names = file.keys()
         for name in names:
             if name in holders:

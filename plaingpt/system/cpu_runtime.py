@@ -38,6 +38,16 @@ def keep_freed_memory():
         libc.mallopt(M_TOP_PAD, 2 ** 26)
 
 
+def release_freed_memory():
+    """Gives freed memory that malloc keeps back to the system; does nothing without glibc.
+
+    glibc keeps what lies between allocations that are still in use: 1.6 of 1.9 GB after a GPT of
+    355M parameters."""
+    libc = ctypes.CDLL(None) if sys.platform == 'linux' else None
+    if hasattr(libc, 'malloc_trim'):
+        libc.malloc_trim(0)
+
+
 # ---- OpenMP ----
 
 def start_watching():
