@@ -32,7 +32,7 @@ from plaingpt.training.trained_model import open_named, open_trained
 
 # ---- configuration ----
 # Model
-init_from = 'resume'                # resume (out_dir), or as in sample.py
+init_from = 'resume'                # resume (out_dir), gpt2 to gpt2-xl, hub id, folder, .pt, .gguf
 out_dir = 'out'                     # folder of the run, relative to the working directory
 adapter = ''                        # folder of a LoRA adapter; init_from is then the base it names
 # Export

@@ -1,5 +1,5 @@
 """
-Writes text with a trained model or a published GPT-2:
+Writes text with a trained or a published model:
 
     python sample.py --out_dir=out-shakespeare-char
     python sample.py --init_from=gpt2-xl --start="The best way to learn is" --num_samples=5
@@ -37,7 +37,7 @@ from plaingpt.training.trained_model import open_named
 
 # ---- configuration ----
 # Model
-init_from = 'resume'                # resume (out_dir), gpt2 to gpt2-xl, hub id, folder or .pt file
+init_from = 'resume'                # resume (out_dir), gpt2 to gpt2-xl, hub id, folder, .pt, .gguf
 out_dir = 'out'                     # folder of the run, relative to the working directory
 adapter = ''                        # folder of a LoRA adapter; init_from is then the base it names
 merge = ''                          # folder to write the merged model to, instead of text

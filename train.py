@@ -51,7 +51,7 @@ checkpoint_interval = 0             # {>= 0} steps between further saves of last
 early_stop = 0                      # {>= 0} end after so many evaluations without a best; 0: never
 seed = 1337                         # {[0, 4294967295]} of initial weights, batches and dropout
 # Start
-init_from = 'scratch'               # scratch, resume, gpt2 to gpt2-xl, a hub id, folder or .pt file
+init_from = 'scratch'               # scratch, resume, gpt2 to gpt2-xl, hub id, folder, .pt, .gguf
 resume = 'never'                    # {'never' | 'auto' | 'always'} the run in out_dir; auto: if any
 # Tracker, which shows the figures of metrics.jsonl
 tracker = 'none'                    # {'none' | 'wandb' | 'tensorboard' | 'trackio'}

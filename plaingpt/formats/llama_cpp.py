@@ -10,6 +10,7 @@ import torch
 from plaingpt.system.messages import UserError
 
 SILENT = -1  # the verbosity at which llama.cpp prints nothing
+MOST_PARTS = 600  # first tokens of a vocabulary that may all be parts of characters
 
 
 def is_installed():
@@ -50,9 +51,14 @@ class LlamaCpp:
         """{id: log-probability in nats} of the likeliest next tokens after a prompt, a list of ids.
 
         The likeliest comes first."""
-        choice = self._complete(ids, 1, logprobs=count)
-        likeliest = choice['logprobs']['content'][0]['top_logprobs']
-        return {token['id']: token['logprob'] for token in likeliest}
+        # The answer has no probabilities where the chosen token is a part of a character. They are
+        # those before the choice, so it may as well be forced: to the first token that is whole.
+        for token in range(MOST_PARTS):
+            choice = self._complete(ids, 1, logprobs=count, logit_bias=[[token, 1000]])
+            if choice['logprobs'] is not None:
+                likeliest = choice['logprobs']['content'][0]['top_logprobs']
+                return {token['id']: token['logprob'] for token in likeliest}
+        raise UserError(f'llama.cpp finds no character among the first {MOST_PARTS} tokens')
 
     def greedy_text(self, prompt, new_tokens):
         """The likeliest continuation of a prompt, as an OpenAI client would get it.

@@ -9,6 +9,7 @@ import torch
 from conftest import tiny_ids
 from gguf_files import CHARS, LLAMA, MODELS, SCALING, expected_state, random_gpt, written
 
+from model import GPT, GPTConfig
 from plaingpt.formats.families import NoTarget
 from plaingpt.formats.gguf_file import read_gguf
 from plaingpt.formats.gguf_reading import gguf_tokenizer_of, load_gguf
@@ -181,3 +182,15 @@ def test_llama_cpp_refuses_a_damaged_file_in_a_sentence(tmp_path):
         file.truncate(5000)
     with pytest.raises(UserError, match='llama.cpp cannot open .*model.gguf'):
         LlamaCpp(path, context=64)
+
+
+def test_probabilities_come_where_the_likeliest_token_is_a_part_of_a_character(tmp_path):
+    half_a_character = 447  # bytes E2 80 of GPT-2's vocabulary
+    gpt = GPT(GPTConfig(16, 50257, 1, 2, 32)).eval()
+    with torch.no_grad():
+        gpt.lm_head.weight[half_a_character] = 5 * gpt.transformer.ln_f.weight
+        gpt.transformer.ln_f.bias.fill_(1)
+    path = str(tmp_path / 'model.gguf')
+    write_gguf(path, gpt, {'kind': 'gpt2'})
+    likeliest = LlamaCpp(path, context=16).top_log_probabilities([5, 6, 7])
+    assert next(iter(likeliest)) == half_a_character
