@@ -185,8 +185,8 @@ def with_final_device(values, later_arguments):
 def overrule(config, given, decided):
     """Replaces values of config by those that a checkpoint or a pretrained model has decided.
 
-    Warns of each key in given that loses its value by this. Returns {key: value} of decided, but
-    for what is no key of the script."""
+    Warns of each key in given that loses its value by this. Returns the entries of decided that
+    are keys of the script."""
     decided = {key: value for key, value in decided.items() if key in config}
     for key, value in decided.items():
         if key in given and config[key] != value:

@@ -8,13 +8,14 @@ Measures a trained model: its loss on a whole split of a data set, or its score 
     python evaluate.py --out_dir=out --tasks=lambada_openai --limit=100
 
 The loss is that of every token but the first. The model reads the split in windows that overlap, so
-that almost every token has much context: of each window only those targets count that the window
-before has not predicted. Bits per byte is the loss per byte of text instead of per token, so that
+that almost every token has much context: a window counts only the targets that the window before
+has not predicted. Bits per byte is the loss per byte of text instead of per token, so that
 models with different tokenizers can be compared; special tokens, which stand for no text, are left
 out of it.
 """
 import os
 import re
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ from plaingpt.system.messages import UserError, complaints, explained, print0
 from plaingpt.text.data_sets import check_fit, folder_of, read_meta
 from plaingpt.text.token_bytes import token_bytes
 from plaingpt.text.token_files import TokenFile
-from plaingpt.text.tokenizers import load_tokenizer, same_vocabulary
+from plaingpt.text.tokenizers import same_vocabulary
 from plaingpt.training import resuming
 from plaingpt.training.processes import leave, set_up_process
 from plaingpt.training.trained_model import open_named, open_trained
@@ -49,7 +50,7 @@ split = 'val'                       # train, val or another .bin file of the dat
 context_size: int | None = None     # {>= 1} tokens of a window; None: block_size, the smallest
 stride: int | None = None           # {>= 1} tokens from window to window; None: half a window
 batch_size = 16                     # {>= 1} windows, or requests of a task, that are read together
-max_tokens: int | None = None       # {>= 2} read only so many tokens of the split; None: all
+max_tokens: int | None = None       # {>= 2} read at most so many tokens of the split; None: all
 # Standard tasks, instead of the loss
 tasks = ''                          # names of lm_eval's tasks: 'lambada_openai,hellaswag'
 task_path = ''                      # folder of further tasks, as .yaml files
@@ -83,10 +84,14 @@ def problems():
         yield f'split={split!r} must be the name of a .bin file in the data set, without .bin'
     if stride and context_size and stride > context_size:
         yield f'stride={stride} would leave out tokens: use at most context_size={context_size}'
-    of_tasks = task_path or limit is not None or num_fewshot is not None or chat_template
-    if of_tasks and not tasks:
+    has_task_keys = task_path or limit is not None or num_fewshot is not None or chat_template
+    if has_task_keys and not tasks:
         yield ('task_path, limit, num_fewshot and chat_template are about tasks: name some with '
                '--tasks')
+    if tasks and not find_spec('lm_eval'):
+        yield 'tasks needs the package lm_eval: pip install lm_eval==0.4.13'
+    if task_path and not os.path.isdir(task_path):
+        yield f'task_path={task_path} is not a folder'
     if '\0' in output:
         yield f'output={output!r} contains a NUL character, which no file name can have'
     elif os.path.isdir(output):
@@ -98,7 +103,20 @@ def problems():
 
 config, given = configure(globals())
 
+# What decides nothing in this mode was meant for something: the user should know.
+without_effect = set()
+if tasks:
+    without_effect = {'dataset', 'split', 'context_size', 'stride', 'max_tokens', 'compile'}
+if compare:
+    without_effect = {'init_from', 'out_dir'}
+ignored = sorted(without_effect & set(given))
+if ignored:
+    mode = 'tasks' if tasks else 'compare'
+    raise UserError(f'with {mode}, these keys have no effect: {", ".join(ignored)}; leave them out')
+
 process = set_up_process(device, backend)
+if tasks and process.world_size > 1:
+    raise UserError('tasks run in one process: start evaluate.py with python, not torchrun')
 torch_device = process.device
 set_up_math(seed, torch_device)
 
@@ -119,17 +137,15 @@ with process.together():
 def run_tasks(trained):
     """Runs the tasks, and prints and writes their results."""
     from plaingpt.evaluation import harness
-    if process.world_size > 1:
-        raise UserError('tasks run in one process: start evaluate.py with python, not torchrun')
     gpt = trained.gpt
     precision_name = dtype
     if dtype == 'auto':
         precision_name = default_dtype(torch_device, gpt.config.n_embd, training=False)
     place(gpt, torch_device, getattr(torch, precision_name)).eval()
     print0(f'{trained.origin}; {hardware_name(torch_device)}, {precision_name}')
-    harness.run(gpt, load_tokenizer(trained.tokenizer), tasks=names_in(tasks), task_path=task_path,
+    harness.run(gpt, trained.load_tokenizer(), tasks=names_in(tasks), task_path=task_path,
                 limit=limit, num_fewshot=num_fewshot, batch_size=batch_size,
-                chat_template=chat_template, output=output, seed=seed, name=trained.path)
+                chat_template=chat_template, output=output, seed=seed, name=trained.name)
 
 
 if tasks:
@@ -157,7 +173,7 @@ def open_data(trained, name):
     token_file = TokenFile(os.path.join(folder, f'{split}.bin'), meta['dtype'],
                            meta['vocab_size'], expected_tokens=meta['tokens'].get(split))
     check_fit(folder, meta, [token_file], trained.gpt.config.vocab_size, trained.tokenizer)
-    tokenizer = load_tokenizer(trained.tokenizer)
+    tokenizer = trained.load_tokenizer()
     token_file.check_ids(tokenizer.vocab_size)  # a model may have more rows, for no token
     return Data(name, token_file, token_bytes(tokenizer))
 
@@ -168,6 +184,15 @@ def open_all_data():
     if len(names) == 1:
         names = names * len(models)
     return [open_data(trained, name) for trained, name in zip(models, names, strict=True)]
+
+
+def check_same_text():
+    """UserError if models are compared on texts that nobody has said are the same."""
+    names = sorted({data.dataset for data in data_of_models})
+    if len(names) > 1 and not dataset:
+        raise UserError(f'the models were trained on different data sets, {", ".join(names)}: name '
+                        'one for all with --dataset, or one for each model if they hold the same '
+                        'text')
 
 
 def common_windows():
@@ -186,6 +211,7 @@ def common_windows():
 
 with process.together():
     data_of_models = open_all_data()
+    check_same_text()
     window_length, window_stride = common_windows()
 
 
@@ -212,7 +238,7 @@ def measure(trained, data):
 def compile_blocks(gpt, batches, autocast):
     """Compiles the blocks of a GPT; returns whether that worked.
 
-    The loss, of which only parts exist at a time, stays eager."""
+    The loss is computed in parts, and stays eager."""
     tokens = torch.from_numpy(batches.read(0).tokens).to(torch_device)
 
     def trial():
@@ -232,7 +258,7 @@ for trained, data in zip(models, data_of_models, strict=True):
 results = []
 for trained, data, measured in zip(models, data_of_models, all_measured, strict=True):
     results.append({
-        'model': trained.path,
+        'model': trained.name,
         'dataset': data.dataset,
         'split': split,
         'context_size': window_length,

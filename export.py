@@ -27,7 +27,6 @@ from plaingpt.formats.peft_export import export_adapter
 from plaingpt.system.cpu_runtime import release_freed_memory
 from plaingpt.system.files import creating
 from plaingpt.system.messages import explained, warn
-from plaingpt.text.tokenizers import load_tokenizer
 from plaingpt.training.trained_model import open_named, open_trained
 
 # ---- configuration ----
@@ -72,7 +71,7 @@ if model.config.logit_softcap > 0:
     model.config.logit_softcap = 0.0
 
 # Rows that only pad the vocabulary are left out.
-vocab_size = min(model.config.vocab_size, load_tokenizer(trained.tokenizer).vocab_size)
+vocab_size = trained.load_tokenizer().vocab_size
 config_there = replace(model.config, vocab_size=vocab_size)
 with explained(NoTarget, prefix=f'{trained.path} cannot be exported: '):
     family = family_for(config_there)
@@ -91,6 +90,7 @@ with failures, creating(output) as path:
         export_hugging_face(path, model, trained.tokenizer, DTYPES[type], card)
     elif to == 'gguf':
         write_gguf(path, model, trained.tokenizer, type, name)
+        model.config.gelu = 'tanh'  # the only form in llama.cpp; another one has been warned of
     else:
         export_adapter(path, load_adapter(adapter), config_there)
 

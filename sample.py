@@ -31,7 +31,6 @@ from plaingpt.system.devices import (check_device, default_device, default_dtype
 from plaingpt.system.files import replacing
 from plaingpt.system.messages import UserError, complaints, explained
 from plaingpt.system.seeds import mixed_seed
-from plaingpt.text.tokenizers import load_tokenizer
 from plaingpt.training import checkpoints, run_folder
 from plaingpt.training.trained_model import open_named
 
@@ -162,10 +161,7 @@ if merge:
     sys.exit(0)
 
 # ---- encoding, device, precision ----
-tokenizer = load_tokenizer(trained.tokenizer)
-if tokenizer.vocab_size > model.config.vocab_size:
-    raise UserError(f'{trained.path} has a vocabulary of {model.config.vocab_size} tokens and its '
-                    f'tokenizer one of {tokenizer.vocab_size}: they do not belong together')
+tokenizer = trained.load_tokenizer()
 encoded = [tokenizer.encode(text) for text in texts]
 
 precision_name = dtype
@@ -185,11 +181,8 @@ if compile:
     compiled = compile_or_warn(model, trial, dynamic=True)
 
 # One line on stderr says what writes the text.
-origin = trained.origin
-if adapter:
-    origin += f' with {adapter}'
 mode = 'compiled' if compiled else 'eager'
-print(f'{origin}; {hardware_name(torch_device)}, {precision_name}, {mode}', file=sys.stderr)
+print(f'{trained.origin}; {hardware_name(torch_device)}, {precision_name}, {mode}', file=sys.stderr)
 
 
 # ---- generation ----

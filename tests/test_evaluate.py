@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import or_skip, refused, run, run_here, succeeded
+from conftest import ROOT, or_skip, refused, run, run_here, succeeded
 from runs import TWO_RANKS, state, train
 from torch.nn import functional as F
 
@@ -119,6 +119,7 @@ def test_an_adapter_is_measured_with_its_base(trained, char_data, tmp_path):
     merged = figures(tmp_path / 'run', char_data, tmp_path)
     adapted = figures('', char_data, tmp_path, adapter=tmp_path / 'run' / 'adapter')
     assert adapted['loss'] == merged['loss']
+    assert adapted['model'].endswith(f" with {tmp_path / 'run' / 'adapter'}")
     assert adapted['loss'] < figures(trained / 'short', char_data, tmp_path)['loss']
 
 
@@ -205,6 +206,33 @@ def test_tokens_of_several_bytes_are_paired_with_characters(trained, char_data, 
 def test_a_mistake_ends_in_one_sentence(trained, char_data, keys, sentence):
     assert sentence in refused(evaluate(**{'out_dir': trained / 'short', 'dataset': char_data,
                                            **keys}))
+
+
+@pytest.mark.parametrize('keys, sentence', [
+    ({'tasks': 'x', 'stride': 8, 'compile': True}, 'with tasks, these keys have no effect: '
+                                                   'compile, stride; leave them out'),
+    ({'compare': 'a,b', 'out_dir': 'c'}, 'with compare, these keys have no effect: out_dir'),
+    ({'tasks': 'x', 'task_path': 'nowhere'}, 'task_path=nowhere is not a folder'),
+])
+def test_keys_without_effect_are_refused(keys, sentence):
+    assert sentence in refused(run_here('evaluate.py', **CPU, **keys))
+
+
+def test_models_of_different_data_sets_are_not_compared_unasked(trained, named_data, tmp_path):
+    folders = []
+    for name, dataset in ('one', named_data), ('other', f'{named_data}_too'):
+        folder = tmp_path / name
+        shutil.copytree(trained / 'short', folder)
+        checkpoint = torch.load(folder / 'ckpt.pt', weights_only=True)
+        checkpoint['config']['dataset'] = dataset
+        torch.save(checkpoint, folder / 'ckpt.pt')
+        folders.append(str(folder))
+    shutil.copytree(ROOT / 'data' / named_data, ROOT / 'data' / f'{named_data}_too')
+    try:
+        sentence = refused(run_here('evaluate.py', **CPU, compare=','.join(folders)))
+    finally:
+        shutil.rmtree(ROOT / 'data' / f'{named_data}_too')
+    assert f'different data sets, {named_data}, {named_data}_too: name one for all' in sentence
 
 
 def test_a_data_set_of_another_vocabulary_is_refused(trained, tmp_path):

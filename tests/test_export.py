@@ -52,6 +52,21 @@ def test_a_model_is_exported_compared_and_comes_back_bit_for_bit(tmp_path, archi
         assert torch.equal(weights[name], weight), name
 
 
+def test_an_exact_gelu_becomes_a_tanh_in_a_gguf_file_with_a_warning(tmp_path):
+    out_dir = save_lively(tmp_path / 'run', gelu='exact')
+    finished = export(out_dir, str(tmp_path / 'there.gguf'), to='gguf')
+    succeeded(finished)
+    assert 'warning: llama.cpp has only the tanh form of GELU' in finished.stderr
+    assert open_trained(str(tmp_path / 'there.gguf')).gpt.config.gelu == 'tanh'
+
+
+def test_others_may_read_an_export_that_may_read_its_folder(tmp_path):
+    out_dir = save_lively(tmp_path / 'run', **LLAMA)
+    succeeded(export(out_dir, str(tmp_path / 'there')))
+    modes = {os.stat(path).st_mode & 0o777 for path in (tmp_path / 'there').iterdir()}
+    assert modes == {os.stat(tmp_path / 'there').st_mode & 0o666}
+
+
 @pytest.mark.parametrize('to, type', [('hf', 'f16'), ('hf', 'bf16'), ('gguf', 'f16'),
                                       ('gguf', 'bf16'), ('gguf', 'q8_0')])
 def test_the_matrices_are_rounded_to_a_type(tmp_path, to, type):

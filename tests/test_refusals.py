@@ -72,8 +72,7 @@ def test_a_run_that_wandb_refuses_leaves_the_old_run_where_it_is(tmp_path, char_
 
     wandb = ModuleType('wandb')
     wandb.__spec__ = ModuleSpec('wandb', None)
-    wandb.errors = SimpleNamespace(Error=KeyError, CommError=ConnectionError,
-                                   AuthenticationError=PermissionError)
+    wandb.errors = SimpleNamespace(UsageError=KeyError, AuthenticationError=PermissionError)
     wandb.init = init
     monkeypatch.setitem(sys.modules, 'wandb', wandb)
     assert 'Weights & Biases refuses' in refused(train(out_dir, char_data, wandb_log=True))

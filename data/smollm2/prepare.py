@@ -8,6 +8,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.abspath(os.path.join(__file__, '..', '..', '..')))
+from plaingpt.formats.gguf_file import check_package
 from plaingpt.formats.gguf_reading import gguf_tokenizer_of
 from plaingpt.formats.smollm2 import fetch_smollm2
 from plaingpt.text.publishing import write_data_set
@@ -15,6 +16,7 @@ from plaingpt.text.shakespeare import read_text, split_text
 from plaingpt.text.tokenizers import load_tokenizer
 
 folder = os.path.dirname(os.path.abspath(__file__))
+check_package()  # before the download
 model_path, model_source = fetch_smollm2(folder)
 print(f'{model_path} comes from {model_source}')
 text, source, sha256 = read_text(folder)

@@ -95,12 +95,15 @@ def difference(first, second, of):
         error = standard_error(b.contributions - a.contributions)
     else:
         error = math.hypot(standard_error(a.contributions), standard_error(b.contributions))
+    exceeds_noise = None  # unknown
+    if not math.isnan(value) and not math.isnan(error):
+        exceeds_noise = abs(value) > NOISE * error
     return {
         'of': of,
         'value': value,
         'standard_error': error,
         'is_paired': is_paired,
-        'exceeds_noise': abs(value) > NOISE * error,
+        'exceeds_noise': exceeds_noise,
     }
 
 
@@ -135,7 +138,7 @@ def table(results):
         if 'difference' in result:
             compared = result['difference']
             row.append(_with_error(compared['value'], compared['standard_error'], sign='+'))
-            row.append('yes' if compared['exceeds_noise'] else 'no')
+            row.append({True: 'yes', False: 'no', None: 'n/a'}[compared['exceeds_noise']])
         else:
             row += ['', '']
         rows.append(row)

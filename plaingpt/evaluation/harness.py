@@ -42,13 +42,13 @@ def run(gpt, tokenizer, tasks, *, task_path='', limit=None, num_fewshot=None, ba
     except ImportError as error:
         raise UserError(f'tasks need the package lm_eval ({error}): '
                         'pip install lm_eval==0.4.13') from None
-    if task_path and not os.path.isdir(task_path):
-        raise UserError(f'task_path={task_path} is not a folder')
     if chat_template and getattr(tokenizer, 'chat_template', None) is None:
         raise UserError('this model has no chat template: leave out chat_template')
     logging.getLogger('lm_eval').setLevel(logging.ERROR)  # its hints are for authors of tasks
     manager, names = find_tasks(tasks, task_path)
     loaded = load_tasks(manager, names)
+    if num_fewshot is not None:
+        check_fewshot(loaded, num_fewshot)
 
     tracker = EvaluationTracker()
     results = simple_evaluate(
@@ -106,6 +106,15 @@ def load_tasks(manager, names):
         # and datasets let exceptions of any kind pass.
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]  # one line
         raise UserError(f'tasks={",".join(names)} cannot be loaded ({reason})') from error
+
+
+def check_fewshot(loaded, num_fewshot):
+    """UserError if a task has fewer solved examples than are to be shown."""
+    for name, task in loaded['tasks'].items():
+        solved = len(list(task.fewshot_docs() or []))
+        if num_fewshot > solved:
+            raise UserError(f'num_fewshot={num_fewshot}: the task {name} has {solved} solved '
+                            'examples')
 
 
 def _outermost(loaded, names):

@@ -7,6 +7,7 @@ transformers (HFLM) does it, so that both give the same weights the same scores.
 the optional package lm_eval; harness.py imports it when tasks are run.
 """
 import json
+import math
 from typing import NamedTuple
 
 import torch
@@ -204,7 +205,7 @@ class GPTForTasks(TemplateLM):
         is_likeliest = torch.cat(is_likeliest).cpu().split(lengths)
         for of_tokens, are_likeliest in zip(log_probabilities, is_likeliest, strict=True):
             total = of_tokens.sum().item()
-            if total != total:
+            if math.isnan(total):
                 raise UserError('a log-probability becomes nan: the weights are damaged, or need '
                                 'another --dtype, such as float32')
             yield total, are_likeliest.all().item()
@@ -252,7 +253,7 @@ class GPTForTasks(TemplateLM):
         unknown = set(options) - SAMPLING
         if unknown:
             raise UserError(f'a task asks for {", ".join(sorted(unknown))} in generation_kwargs, '
-                            f'but only max_gen_toks, until, do_sample, '
+                            'but only max_gen_toks, until, do_sample, '
                             f'{", ".join(sorted(SAMPLING))} are possible here')
         if self.eot_token_id is not None:
             stops.append(self.tokenizer.decode([self.eot_token_id]))

@@ -178,8 +178,10 @@ class Progress:
         self.done = 0
         self.began = time.monotonic()
         self.printed = self.began
-        self.bar = tqdm(total=batches, desc='eval', unit='batch', leave=False,
-                        disable=None if RANK == 0 else True)
+        is_hidden = True
+        if RANK == 0:
+            is_hidden = None  # tqdm's word for: unless the output is a terminal
+        self.bar = tqdm(total=batches, desc='eval', unit='batch', leave=False, disable=is_hidden)
 
     def step(self):
         """Counts a batch."""

@@ -118,6 +118,8 @@ def _write_file(path, tensors, dtype):
         save_file(converted, path, metadata={'format': 'pt'})
     except SafetensorError as error:
         raise OSError(str(error)) from error
+    # safetensors makes a file that only its owner can read.
+    os.chmod(path, os.stat(os.path.dirname(path)).st_mode & 0o666)
     sync(path)
 
 

@@ -62,9 +62,10 @@ def _of_tokenizer_json(tokenizer):
     # Added tokens stand in the text as they are written.
     for token_id, token in tokenizer.tokenizer.get_added_tokens_decoder().items():
         lengths[token_id] = 0 if token.special else _utf8_length(token.content)
-    for token in (tokenizer.bos, tokenizer.eos):
-        if token is not None:
-            lengths[tokenizer.tokenizer.token_to_id(token)] = 0
+    if tokenizer.bos is not None:
+        lengths[tokenizer.tokenizer.token_to_id(tokenizer.bos)] = 0
+    if tokenizer.end_of_text is not None:
+        lengths[tokenizer.end_of_text] = 0
     return lengths
 
 

@@ -1,5 +1,6 @@
 """
-Tokenizers turn text into ids and back: by character, or with the vocabulary of GPT-2.
+Tokenizers turn text into ids and back: by character, with the vocabulary of GPT-2, or with that of
+another model.
 
 A tokenizer is stored as a small dict, in meta.json beside the token files and in checkpoints:
 
@@ -11,9 +12,8 @@ The third kind may also have 'bos' and 'eos', the tokens that begin and end a te
 'chat_template', the Jinja template of a chat; each is text, or None.
 
 load_tokenizer() makes the object from the dict (the third kind is in tokenizer_json.py), and the
-object's to_meta() returns the dict. All three have
-encode(text), decode(ids), decoder() for text that arrives token by token, vocab_size (all ids are
-below it), and end_of_text (an id, or None).
+object's to_meta() returns the dict. All three have encode(text), decode(ids), decoder() for text
+that arrives token by token, vocab_size (all ids are below it), and end_of_text (an id, or None).
 """
 import base64
 import codecs

@@ -118,11 +118,7 @@ class WeightsAndBiases:
         try:
             self.run = wandb.init(project=run['wandb_project'], name=run['wandb_run_name'],
                                   config=run, id=run_id, resume='allow')
-        except wandb.errors.Error as error:
-            wrong_key = isinstance(error, wandb.errors.AuthenticationError)
-            unreachable = isinstance(error, wandb.errors.CommError) and not wrong_key
-            if unreachable:
-                raise
+        except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
             raise UserError(f"tracker='wandb', but Weights & Biases refuses: {error}") from error
 
     def open(self, step):
@@ -223,7 +219,9 @@ class Trackio:
                                     name=f'{run["wandb_run_name"]}-{run_id}', embed=False)
 
     def open(self, step):
-        return self.run._next_step  # one after the last in its database or on its server
+        # One after the last in its database or on its server. The attribute is trackio 0.43's own;
+        # without it, the Tracker warns and the run goes on without one.
+        return self.run._next_step
 
     def log(self, step, figures):
         self.run.log(figures, step=step)

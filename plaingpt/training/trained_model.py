@@ -8,6 +8,7 @@ from plaingpt.formats.hugging_face_files import CannotLoad
 from plaingpt.formats.peft_adapter import load_adapter
 from plaingpt.system.messages import UserError, explained, warn
 from plaingpt.text.data_sets import folder_of, read_meta
+from plaingpt.text.tokenizers import load_tokenizer
 from plaingpt.training import checkpoints, lora, resuming, starting_weights
 
 
@@ -17,13 +18,30 @@ class TrainedModel(NamedTuple):
     tokenizer: dict  # the one that it was trained with
     saved: dict      # its checkpoint; {} for a model of another program
     path: str        # the checkpoint's file, or the other program's file, folder or hub id
+    adapter: str     # the folder of the adapter in it; '': none
+
+    @property
+    def name(self):
+        """The path of the model, and of its adapter."""
+        if not self.adapter:
+            return self.path
+        return f'{self.path} with {self.adapter}'
 
     @property
     def origin(self):
         """What a script says of where the model comes from."""
         if not self.saved:
-            return self.path
-        return f"{self.path}, step {self.saved['iter_num']}"
+            return self.name
+        return f"{self.name}, step {self.saved['iter_num']}"
+
+    def load_tokenizer(self):
+        """The tokenizer itself. UserError if it is damaged, or has more tokens than the model."""
+        tokenizer = load_tokenizer(self.tokenizer)
+        known = self.gpt.config.vocab_size
+        if tokenizer.vocab_size > known:
+            raise UserError(f'{self.path} has a vocabulary of {known} tokens and its tokenizer one '
+                            f'of {tokenizer.vocab_size}: they do not belong together')
+        return tokenizer
 
 
 def open_named(config, given):
@@ -62,7 +80,7 @@ def open_trained(init_from, out_dir='', adapter=''):
         tokenizer = loaded_adapter.tokenizer or tokenizer
     if tokenizer is None:
         tokenizer = _guessed_tokenizer(saved, path)
-    return TrainedModel(gpt, tokenizer, saved, path)
+    return TrainedModel(gpt, tokenizer, saved, path, adapter)
 
 
 def _guessed_tokenizer(saved, path):

@@ -82,6 +82,15 @@ def test_what_is_unknown_is_not_a_number_in_the_table_and_null_in_the_file():
     assert math.isnan(comparison.figures(single)['loss_standard_error'])
 
 
+def test_a_difference_that_is_unknown_is_neither_beyond_noise_nor_within():
+    unknown = measured([2, 6, 8], knows_bytes=False)
+    difference = comparison.difference(unknown, unknown, 'bits per byte')
+    assert difference['exceeds_noise'] is None
+    results = [{'model': 'a', **comparison.figures(unknown)},
+               {'model': 'b', **comparison.figures(unknown), 'difference': difference}]
+    assert comparison.table(results)[2].split()[-1] == 'n/a'
+
+
 def test_a_loss_beyond_the_range_of_exp_has_an_infinite_perplexity():
     assert comparison.figures(measured([9e3, 9e3, 9e3]))['perplexity'] == math.inf
 

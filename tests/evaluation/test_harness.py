@@ -151,7 +151,7 @@ def test_chats(pair, monkeypatch):
 
 # ---- what only ours does ----
 
-@pytest.fixture(scope='module')
+@pytest.fixture
 def letters():
     """A model of single letters, which has no token that begins or ends a text."""
     return GPTForTasks(tiny_gpt(vocab_size=64), CharTokenizer('abcdefgh '), 4, seed=0)
@@ -284,12 +284,16 @@ def test_a_group_comes_with_its_tasks(small, tmp_path, capsys):
 @pytest.mark.parametrize('tasks, task_path, sentence', [
     (['plain_fact'], TASKS, r'tasks=plain_fact: there is no task of this name in lm_eval, and no '
                             r'valid \.yaml file in .* describes it; did you mean plain_facts\?'),
-    (['hellaswagg'], '', 'did you mean hellaswag'),
-    (['plain_facts'], 'no/such', 'task_path=no/such is not a folder'),
+    pytest.param(['hellaswagg'], '', 'did you mean hellaswag', marks=pytest.mark.slow),
 ])
 def test_an_unknown_task_is_refused(small, tasks, task_path, sentence):
     with pytest.raises(UserError, match=sentence):
         harness.run(*small, tasks, task_path=task_path)
+
+
+def test_more_solved_examples_than_a_task_has_are_refused(small):
+    with pytest.raises(UserError, match='num_fewshot=9: the task plain_facts has 8 solved'):
+        harness.run(*small, ['plain_facts'], task_path=TASKS, num_fewshot=9)
 
 
 @pytest.mark.parametrize('changes', [

@@ -20,7 +20,7 @@ def ids_of(*texts, asked=None):
     ([], ['abcdef', 'fedcba']),
     (['cd'], ['ab', 'fedcba']),
     (['cd', 'dc'], ['ab', 'fe']),
-    (['e', 'bc'], ['a', 'f']),  # the first one counts, whatever their order
+    (['e', 'bc'], ['a', 'f']),  # the first one in the text counts
     (['a'], ['', 'fedcb']),
 ])
 def test_the_first_stop_ends_a_completion(stops, expected):

@@ -51,6 +51,8 @@ def test_it_writes_what_transformers_writes(template, messages, add_generation_p
     ("{{ raise_exception('no system message') }}", 'fails (no system message)'),
     ('{{ nothing.at.all }}', "fails ('nothing' is undefined)"),
     ('{{ 1 / 0 }}', 'fails (division by zero)'),
+    ('{{ 1 | dictsort }}', "fails ('int' object has no attribute 'items')"),
+    ("{{ 'x' * 10 ** 13 }}", 'fails ('),  # a MemoryError, which has no text
     ('{{ messages + 1 }}', 'fails (can only concatenate list'),
     ("{{ ''.__class__.__mro__[1].__subclasses__() }}", 'is unsafe'),
     ("{{ messages.append(1) }}", 'is unsafe'),

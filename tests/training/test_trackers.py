@@ -112,7 +112,7 @@ def session(tracker, folder, first, last, pause='end'):
 
 # trackio writes every half second, and wandb in blocks of 32 KiB, about 100 of these lines: a kill
 # loses the last ones.
-@pytest.mark.parametrize('pause', ['0', '1.5'])
+@pytest.mark.parametrize('pause', ['0', pytest.param('1.5', marks=pytest.mark.slow)])
 def test_sessions_that_were_killed_leave_each_step_once(tracker, tmp_path, pause):
     session(tracker, tmp_path, 0, 400, pause)
     session(tracker, tmp_path, 150, 200, pause)  # ends before it is where the first one was
