@@ -108,6 +108,7 @@ with failures, creating(output) as path:
     else:
         with TemporaryDirectory(dir=os.path.dirname(path)) as folder:
             opened = open_trained(base)
+            opened.gpt.config.logit_softcap = 0.0
             export_hugging_face(folder, opened.gpt, opened.tokenizer)
             verdict = export_check.check_adapter(path, folder, ids, logits)
 

@@ -52,7 +52,7 @@ def difference_from_llama_cpp(path, ids, logits):
     ids = ids[0].tolist()
     model = llama_cpp.LlamaCpp(path, context=len(ids) + 1)
     largest = 0.0
-    for length in (1, len(ids) // 2, len(ids) - 1):
+    for length in sorted({1, max(1, len(ids) // 2), max(1, len(ids) - 1)}):
         ours = logits[0, length - 1].log_softmax(dim=-1)
         theirs = model.top_log_probabilities(ids[:length], LIKELIEST)
         for token, value in theirs.items():

@@ -33,14 +33,10 @@ def load_pretrained(source, overrides=None, weights=True):
     """GPT in float32 with the weights of a model in Hugging Face's form.
 
     source: one of GPT2_NAMES, another hub id, or a directory that save_pretrained() wrote.
-    overrides: {'dropout': float} or None.
+    overrides: {'dropout': float} or None; foreign_models.py refuses others.
     weights=False: random weights in the same shape, for which config.json is enough.
     CannotLoad, a ValueError, if the model can't be loaded."""
     overrides = overrides or {}
-    not_overridable = sorted(set(overrides) - {'dropout'})
-    if not_overridable:
-        raise ValueError('only dropout may be overridden in a pretrained model, '
-                         f'not {not_overridable}')
     entries = read_json(source, 'config.json', required=True)
     with refusing(source, ValueError):
         config = gpt_config(entries, overrides.get('dropout', 0.0))
@@ -80,18 +76,18 @@ def _reader(config, holders):
     expected = set().union(*names.values())
     missing = sorted(expected - holders.keys())
     if missing:
-        raise BadTensor(f'its files lack {len(missing)} tensors of the model in its '
-                                 f'config, {missing[0]} among them')
+        raise BadTensor(f'its files lack {len(missing)} tensors of the model in its config, '
+                        f'{missing[0]} among them')
     if config.tied and 'lm_head.weight' in holders:
         expected.add('lm_head.weight')
         embedding = read(names['transformer.wte.weight'][0])
         if not torch.equal(read('lm_head.weight'), embedding):
-            raise BadTensor('its lm_head.weight is another matrix than the token '
-                                     'embedding, though its tie_word_embeddings is true')
+            raise BadTensor('its lm_head.weight is another matrix than the token embedding, though '
+                            'its tie_word_embeddings is true')
     unknown = sorted(name for name in holders.keys() - expected if not name.endswith(DERIVED))
     if unknown:
-        raise BadTensor(f'its files have {len(unknown)} tensors that the model in its '
-                                 f'config does not have, {unknown[0]} among them')
+        raise BadTensor(f'its files have {len(unknown)} tensors that the model in its config does '
+                        f'not have, {unknown[0]} among them')
     return read
 
 

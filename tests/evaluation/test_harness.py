@@ -270,6 +270,7 @@ def test_a_task_of_ones_own_is_found_in_any_working_directory(small, tmp_path, m
     assert results['n-samples']['mine']['effective'] == 3
 
 
+@pytest.mark.slow  # it reads all tasks of lm_eval, as the next one does
 def test_a_group_comes_with_its_tasks(small, tmp_path, capsys):
     task_file(tmp_path, 'one')
     task_file(tmp_path, 'two')
@@ -281,10 +282,11 @@ def test_a_group_comes_with_its_tasks(small, tmp_path, capsys):
     assert capsys.readouterr().out.count('both') == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('tasks, task_path, sentence', [
     (['plain_fact'], TASKS, r'tasks=plain_fact: there is no task of this name in lm_eval, and no '
                             r'valid \.yaml file in .* describes it; did you mean plain_facts\?'),
-    pytest.param(['hellaswagg'], '', 'did you mean hellaswag', marks=pytest.mark.slow),
+    (['hellaswagg'], '', 'did you mean hellaswag'),
 ])
 def test_an_unknown_task_is_refused(small, tasks, task_path, sentence):
     with pytest.raises(UserError, match=sentence):

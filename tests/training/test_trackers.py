@@ -142,6 +142,7 @@ Metrics.write = write
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_and_resumed_shows_each_step_once(tracker, tmp_path, char_data):
     keys = {**TINY, 'n_layer': 1, 'dataset': char_data, 'out_dir': tmp_path / 'out',
             'tracker': tracker, 'eval_interval': 4, 'max_iters': 10, 'resume': 'auto'}
@@ -203,6 +204,7 @@ def test_a_tracker_that_fails_is_one_warning_and_training_continues(tmp_path, ch
     assert len(lines_of(tmp_path)) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != 'posix', reason='limits the size of files as POSIX systems do')
 def test_a_full_disk_ends_no_tensorboard_run(tmp_path, char_data):
     pytest.importorskip('tensorboard')
