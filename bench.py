@@ -39,7 +39,8 @@ from plaingpt.system.devices import (check_device, default_device, default_dtype
                                      seed_generator, set_up_math, synchronize)
 from plaingpt.system.messages import explained
 from plaingpt.system.seeds import mixed_seed
-from plaingpt.text.data_sets import folder_of, read_meta
+from plaingpt.text.data_sets import DATA_FOLDER, folder_of, read_meta
+from plaingpt.text.shards import has_split
 from plaingpt.text.token_files import TokenFile
 from plaingpt.training.guard import Guard
 from plaingpt.training.optimizers import make_optimizer, muon_matrices, temporary_memory
@@ -143,7 +144,7 @@ def batch_source():
         return random_batch
     folder = folder_of(dataset)
     train_bin = os.path.join(folder, 'train.bin')
-    if not os.path.exists(train_bin):
+    if not has_split(train_bin):
         print(f'note: {train_bin} is missing, so the tokens are random')
         return random_batch
     meta = read_meta(folder)
@@ -231,11 +232,10 @@ def texts_of(name, text):
 # ---- preparation: each function prepares the documents and returns their tokens ----
 
 def our_preparation(number):
-    script = os.path.join(folder_of('openwebtext'), 'prepare.py')
+    script = os.path.join(DATA_FOLDER, 'prepare.py')
     with tempfile.TemporaryDirectory() as folder:
-        flags = [f'--dataset={folder}', f'--data_files={data_files}']
-        cache = {'HF_DATASETS_CACHE': os.path.join(folder, 'cache')}
-        baselines.run_python(script, *flags, name=script, env={**os.environ, **cache})
+        flags = [f'--files={data_files}', f'--dataset={folder}']
+        baselines.run_python(script, *flags, name=script)
         size = 0
         for split in 'train', 'val':
             size += os.path.getsize(os.path.join(folder, f'{split}.bin'))

@@ -31,6 +31,7 @@ from plaingpt.system.devices import (check_device, default_device, default_dtype
 from plaingpt.system.files import write_atomically
 from plaingpt.system.messages import UserError, complaints, explained, print0
 from plaingpt.text.data_sets import check_fit, folder_of, read_meta
+from plaingpt.text.mixtures import is_mixture
 from plaingpt.text.token_bytes import token_bytes
 from plaingpt.text.token_files import TokenFile
 from plaingpt.text.tokenizers import same_vocabulary
@@ -72,14 +73,21 @@ def names_in(text):
     return [name.strip() for name in text.split(',') if name.strip()]
 
 
-def problems():
-    """Yields what is wrong between keys, beyond the rules in their comments."""
+def problems_of_names():
+    """Yields what is wrong with the names of models and data sets."""
     if compare and len(names_in(compare)) < 2:
         yield f'compare={compare} names one model: name two or more, --compare=out-a,out-b'
     if compare and (adapter or tasks):
         yield 'compare takes neither adapter nor tasks: leave them out'
-    if len(names_in(dataset)) not in (0, 1, len(names_in(compare))):
+    if any(is_mixture(name) for name in names_in(dataset)):
+        yield f'dataset={dataset} is a mixture: name one of its data sets, without a share'
+    elif len(names_in(dataset)) not in (0, 1, len(names_in(compare))):
         yield f'dataset={dataset} must name one data set, or one for each model of compare'
+
+
+def problems():
+    """Yields what is wrong between keys, beyond the rules in their comments."""
+    yield from problems_of_names()
     if not re.fullmatch(r'\w[\w.-]*', split):
         yield f'split={split!r} must be the name of a .bin file in the data set, without .bin'
     if stride and context_size and stride > context_size:
@@ -168,6 +176,9 @@ def open_data(trained, name):
             raise UserError(f'{trained.path} does not say which data set it was trained on: name '
                             'one with --dataset')
         name = resuming.data_set(trained.saved, trained.path)
+        if is_mixture(name):
+            raise UserError(f'{trained.path} was trained on a mixture, {name}: name one of its '
+                            'data sets with --dataset')
     folder = folder_of(name)
     meta = read_meta(folder)
     token_file = TokenFile(os.path.join(folder, f'{split}.bin'), meta['dtype'],

@@ -31,6 +31,7 @@ STYLES = {
     'loss': dict(lw=1.2),
     'train_loss': dict(lw=1.5, ls='--'),
     'val_loss': dict(lw=1.8, marker='o', ms=3),
+    'val_loss_by_data': dict(lw=1.2, ls=':', marker='o', ms=2),
 }
 
 # More than twice as many logged steps are drawn as the means of this many groups of neighbours.
@@ -51,6 +52,7 @@ class Run:
     group_size: int  # logged steps per point of that curve
     train: Curve     # training loss at evaluations
     val: Curve       # validation loss at evaluations
+    by_data: dict    # {name: Curve} of the validation loss on each data set of a mixture
     rates: Curve     # learning rates
 
     @property
@@ -105,6 +107,22 @@ def series(records, x, y):
     return curve
 
 
+def series_by_data(records, x):
+    """{name: Curve} of the validation loss on each data set, from the records of a mixture."""
+    key, divisor = UNITS[x]
+    curves = {}
+    for record in records:
+        place, losses = record.get(key), record.get('val_loss_by_data')
+        if not (is_drawable(place) and isinstance(losses, dict)):
+            continue
+        for name, loss in losses.items():
+            if is_drawable(loss):
+                curve = curves.setdefault(name, Curve([], []))
+                curve.places.append(place / divisor)
+                curve.values.append(float(loss))
+    return curves
+
+
 def is_drawable(value):
     """Whether this is a number, but neither True, nan nor beyond float32's range, 3.4e38."""
     return type(value) in (int, float) and abs(value) < 3.5e38
@@ -132,7 +150,7 @@ def load_run(folder, name, x):
     steps, group_size = averaged(steps)
     train = series(records, x, 'train_loss')
     rates = series(records, x, 'lr')
-    return Run(name, steps, group_size, train, val, rates)
+    return Run(name, steps, group_size, train, val, series_by_data(records, x), rates)
 
 
 # ---- text ----
@@ -215,6 +233,8 @@ def figure(folders, x='steps'):
     loss_axes, rate_axes = picture.subplots(2, sharex=True, height_ratios=[7, 2])
     for run, colours in zip(runs, palette, strict=True):
         draw_losses(loss_axes, run, colours, alpha=1 if alone else 0.5)
+        if alone:
+            draw_data_sets(loss_axes, run)
         rate_axes.plot(*run.rates, color=colours.steps, lw=1.5)
     add_legend(picture, runs, palette, x)
     if alone:
@@ -241,8 +261,19 @@ def draw_losses(axes, run, colours, alpha):
         axes.plot(place, lowest, color=colours.val, marker='*', ms=13, mec='white', zorder=3)
 
 
+def data_set_colours(run):
+    """{name: colour} of the data sets of a run alone, none of which its other curves have."""
+    return dict(zip(run.by_data, itertools.cycle(COLOURS[2:])))
+
+
+def draw_data_sets(axes, run):
+    """Draws the validation loss of a run on each data set of a mixture."""
+    for name, colour in data_set_colours(run).items():
+        axes.plot(*run.by_data[name], color=colour, **STYLES['val_loss_by_data'])
+
+
 def add_legend(picture, runs, palette, x):
-    """Adds the legend: the three kinds of curves, then the runs."""
+    """Adds the legend: the kinds of curves, then the runs."""
     from matplotlib.lines import Line2D
     alone = len(runs) == 1
     kind_colours = ALONE if alone else Colours(GREY, GREY, GREY)
@@ -253,6 +284,10 @@ def add_legend(picture, runs, palette, x):
         Line2D([], [], color=kind_colours.val, label='validation, at evaluations',
                **STYLES['val_loss']),
     ]
+    if alone:
+        for name, colour in data_set_colours(runs[0]).items():
+            entries.append(Line2D([], [], color=colour, label=f'validation on {printable(name)}',
+                                  **STYLES['val_loss_by_data']))
     for run, colours in zip(runs, palette, strict=True):
         if alone and run.best is None:
             continue  # its name is the title already
@@ -267,6 +302,8 @@ def limit_height(axes, runs):
     curves = []
     for run in runs:
         curves += [run.steps, run.train, run.val]
+        if len(runs) == 1:
+            curves += run.by_data.values()
     values = [value for curve in curves for value in curve.values]
     low, peak = min(values), max(values)
     high = max(value for curve in curves for value in settled(curve))

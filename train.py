@@ -28,8 +28,7 @@ from plaingpt.system.devices import (default_device, hardware_name, place, preci
 from plaingpt.system.messages import UserError, explained, print0, warn
 from plaingpt.system.seeds import mixed_seed
 from plaingpt.system.signals import RESUMABLE, StopSignal
-from plaingpt.text.data_sets import check_fit, folder_of, open_data_set
-from plaingpt.text.publishing import prepare_if_missing
+from plaingpt.text import mixtures
 from plaingpt.training import (checkpoints, freezing, learning_rate_search, lora, optimizers,
                                resuming, run_folder, starting_weights, trackers)
 from plaingpt.training import metrics as metrics_file
@@ -59,7 +58,7 @@ wandb_log = False                   # True: tracker='wandb'; WANDB_MODE=offline 
 wandb_project = 'owt'               # project of the run, in wandb and in trackio
 wandb_run_name = 'gpt2'             # name of the run, in wandb and in trackio
 # Data
-dataset = 'openwebtext'             # folder under data/ with train.bin, val.bin and meta.json
+dataset = 'openwebtext'             # folder under data/, or shares of several: 'owt:0.7,code:0.3'
 prepare = False                     # True: run its prepare.py if train.bin is missing (not 54 GB)
 gradient_accumulation_steps = 40    # {>= 1} micro-batches in a step, over all ranks together
 batch_size = 12                     # {>= 1} sequences in a micro-batch
@@ -130,6 +129,7 @@ def problems():
     yield from planning.problems(globals())
     yield from run_folder.problems(globals())
     yield from trackers.problems(globals())
+    yield from mixtures.problems(globals())
 
 
 globals().update(planning.implied_settings(sys.argv[1:]))  # --device_name implies a plan
@@ -159,32 +159,29 @@ if is_resumed:
     print0(resuming.describe_resume(saved, saved_path, config, not_worth_saying))
 
 # ---- data ----
-data_dir = folder_of(dataset)
-may_prepare = prepare and not plan and dataset != 'openwebtext'  # which is 54 GB
+may_prepare = prepare and not plan
 with process.together():
     if may_prepare and is_main:
-        prepare_if_missing(data_dir)
+        mixtures.prepare_missing(dataset)
 with process.together():  # on machines that do not share the first one's disk
     if may_prepare and process.local_rank == 0:
-        prepare_if_missing(data_dir)
+        mixtures.prepare_missing(dataset)
 if not process.agree(resuming.fingerprint(saved)):
     raise UserError(f'the processes find different states in {out_dir}, which must be on a disk '
                     'that all share')
 with process.together():  # the data may be missing on one of several machines
-    meta, train_data, val_data = open_data_set(data_dir, block_size, may_be_missing=plan)
+    data = mixtures.open_run_data(dataset, block_size, may_be_missing=plan)
 
 # ---- model ----
 hardware = planning.Hardware.here(torch_device, process.world_size)  # while its memory is empty
 with torch.device('meta' if plan else 'cpu'):
-    run_model = starting_weights.model_for_run(config, saved, saved_path, meta)
+    run_model = starting_weights.model_for_run(config, saved, saved_path, data.meta)
 gpt = run_model.gpt  # the bare model, whose names are the saved ones
 overrule(config, given, asdict(gpt.config))
-tokenizer = run_model.tokenizer or meta['tokenizer']  # of the same vocabulary
-if train_data:
-    check_fit(data_dir, meta, (train_data, val_data), gpt.config.vocab_size, run_model.tokenizer)
+tokenizer = run_model.tokenizer or data.meta['tokenizer']  # of the same vocabulary
+data.check_fit(gpt.config.vocab_size, run_model.tokenizer)
 if plan:
-    data_tokens = len(train_data) if train_data else None
-    planning.print_plan(gpt, config, data_tokens, saved.get('iter_num', 0))
+    planning.print_plan(gpt, config, data.parts, saved.get('iter_num', 0))
     leave(0)
 place(gpt, torch_device)
 precision_name, autocast, scaler = precision(torch_device, dtype, gpt.config.n_embd)
@@ -269,7 +266,7 @@ def seed_dropout(step, unit):
 
 def backward(step, unit):
     """Adds the gradients of one unit of a step; returns its part of this rank's loss."""
-    x, y = train_data.batch(seed, 'train', step, unit.micro_batch, batch_size, block_size,
+    x, y = data.train.batch(seed, 'train', step, unit.micro_batch, batch_size, block_size,
                             torch_device, unit.part, unit.parts)
     seed_dropout(step, unit)
     # DDP averages the gradients of the ranks once a step, in the backward pass of the last unit.
@@ -302,10 +299,9 @@ def train_step(step, rate):
 
 # ---- evaluation ----
 @torch.no_grad()
-def loss_of(split, number):
-    """Loss on evaluation batch `number` of a split."""
-    data = train_data if split == 'train' else val_data
-    x, y = data.batch(seed, f'eval-{split}', 0, number, batch_size, block_size, torch_device)
+def loss_of(stream, tokens, number):
+    """Loss on batch `number` of this stream, drawn from a TokenFile or a Mixture."""
+    x, y = tokens.batch(seed, stream, 0, number, batch_size, block_size, torch_device)
     if has_graphs:
         torch.compiler.cudagraph_mark_step_begin()
     with autocast():
@@ -314,26 +310,30 @@ def loss_of(split, number):
 
 
 def evaluate():
-    """Mean losses {'train': …, 'val': …}, over the same eval_iters batches every time.
+    """Mean losses over the same eval_iters batches every time, as metrics.jsonl names them.
 
-    None if a signal asks the run to stop meanwhile."""
+    The validation loss of a mixture is the mean over its data sets, weighted by their shares. None
+    if a signal asks the run to stop meanwhile."""
     gpt.eval()
+    evaluated = [('eval-train', data.train)]
+    evaluated += [('eval-val', val_file) for val_file in data.val_files]
     # Each rank fills in the losses of its own batches; the sum over ranks completes the tensors.
-    losses = {split: torch.zeros(eval_iters, device=torch_device) for split in ('train', 'val')}
+    losses = [torch.zeros(eval_iters, device=torch_device) for _ in evaluated]
     own_batches = range(process.rank, eval_iters, process.world_size)
-    bar = tqdm(total=2 * len(own_batches), desc='eval', leave=False,
+    bar = tqdm(total=len(evaluated) * len(own_batches), desc='eval', leave=False,
                disable=None if is_main else True)
-    for split in losses:
+    for (stream, tokens), values in zip(evaluated, losses, strict=True):
         for number in own_batches:
             if stop_signal.name is not None:
                 break
-            losses[split][number] = loss_of(split, number)
+            values[number] = loss_of(stream, tokens, number)
             bar.update()
     bar.close()
     gpt.train()
     if process.any(stop_signal.name is not None):
         return None
-    return {split: process.sum(values).mean().item() for split, values in losses.items()}
+    train_loss, *val_losses = [process.sum(values).mean().item() for values in losses]
+    return data.losses(train_loss, val_losses)
 
 
 # ---- distributed, compiled ----
@@ -346,7 +346,7 @@ if compiled:
     model.train(not eval_only)
     trial = functools.partial(backward, 0, units[-1])
     if eval_only:
-        trial = functools.partial(loss_of, 'val', 0)
+        trial = functools.partial(loss_of, 'eval-val', data.val_files[0], 0)
     elif has_graphs:
         compiling.keep_gradients(gpt)
     compiled = compiling.compile_or_warn(gpt, trial, mode=chosen_mode)
@@ -355,14 +355,13 @@ if compiled:
 
 # ---- summary ----
 if not eval_only:
-    run_plan = planning.Plan.of_run(gpt, config, hardware, precision_name, len(train_data),
+    run_plan = planning.Plan.of_run(gpt, config, hardware, precision_name, data.parts,
                                     state.step, compiled)
     machine = f'{process.world_size} x {hardware_name(torch_device)}'
     mode = 'compiled' if compiled else 'eager'
     planning.print_summary({
         'machine': f'{machine}, {precision_name}, {mode}',
-        'data': f'{meta.get("source", dataset)}: {len(train_data):,} training and '
-                f'{len(val_data):,} validation tokens',
+        'data': data.describe(),
         **run_plan.summary(),
     })
 
@@ -383,7 +382,7 @@ if eval_only:
     if losses is None:
         leave(RESUMABLE)
     tokens = eval_iters * batch_size * block_size
-    print0(f"train loss {losses['train']:.4f}, val loss {losses['val']:.4f} (on {tokens:,} tokens)")
+    print0(f'{metrics_file.describe_losses(losses)} (on {tokens:,} tokens)')
     leave(0)
 
 # ---- training ----
@@ -451,22 +450,23 @@ while True:
     previous_best = state.best
     improved = False
     if evaluation_due:
-        improved = losses['val'] < state.best.loss
+        train_loss = losses['train_loss']
+        val_loss = losses['val_loss']
+        improved = val_loss < state.best.loss
         marker = ', the best' if improved else ''
-        print0(f"step {state.step}: train loss {losses['train']:.4f}, "
-               f"val loss {losses['val']:.4f}{marker}")
-        if not all(math.isfinite(loss) for loss in losses.values()):
-            give_up(f'the losses are {list(losses.values())} after step {state.step}, so that '
+        print0(f'step {state.step}: {metrics_file.describe_losses(losses)}{marker}')
+        if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
+            give_up(f'the losses are {[train_loss, val_loss]} after step {state.step}, so that '
                     'state is not saved', state.step)
         if improved:
-            state.best = Best(losses['val'], state.step)
+            state.best = Best(val_loss, state.step)
         if early_stop > 0 and state.evaluations_since_best(eval_interval) >= early_stop:
             finished = True
 
     # Record.
     line = dict(state.figures)
     if evaluation_due:
-        line.update(train_loss=losses['train'], val_loss=losses['val'])
+        line.update(losses)
     if line and is_main:
         metrics.write({'step': state.step, 'tokens': state.tokens, **line,
                        'elapsed': state.elapsed})

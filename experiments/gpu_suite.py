@@ -34,6 +34,7 @@ from plaingpt.system.files import write_atomically
 from plaingpt.system.messages import UserError, explained
 from plaingpt.system.signals import RESUMABLE
 from plaingpt.text.data_sets import folder_of, read_meta
+from plaingpt.text.shards import has_split
 from plaingpt.text.publishing import write_data_set
 from plaingpt.text.shakespeare import ADDRESS_SHA256
 from plaingpt.text.tokenizers import CharTokenizer
@@ -405,7 +406,7 @@ chosen = part.split(',') if part else list(PARTS)
 for name in chosen:
     if name not in PARTS:
         raise UserError(f'there is no part {name!r}: there are {", ".join(PARTS)}')
-if not os.path.exists(os.path.join(folder_of(dataset), 'train.bin')):
+if not has_split(os.path.join(folder_of(dataset), 'train.bin')):
     script = os.path.join(folder_of(dataset), 'prepare.py')
     raise UserError(f'{folder_of(dataset)} has no train.bin: run python {script} first, on a '
                     'machine with access to the internet or to a package index')

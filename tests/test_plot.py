@@ -157,6 +157,26 @@ def test_a_learning_rate_search_is_drawn_with_its_suggestion(tmp_path, monkeypat
     assert 4.0 < high < 8.0  # the height to which the loss diverges is cut off
 
 
+def test_the_data_sets_of_a_mixture_have_curves_of_their_own(tmp_path):
+    mixed = [
+        {'step': 0, 'val_loss': 4.0, 'val_loss_by_data': {'owt': 3.5, 'co$de': 6.0}},
+        {'step': 2, 'val_loss': 3.0, 'val_loss_by_data': {'owt': 2.5, 'co$de': 5.0}},
+        {'step': 4, 'val_loss': 2.9, 'val_loss_by_data': {'owt': None, 'co$de': 4.5}},
+        {'step': 6, 'val_loss': 2.8, 'val_loss_by_data': 'damaged'},
+    ]
+    folder = write_run(tmp_path / 'a', mixed)
+    picture = plot.figure([folder])
+    drawn = curves(picture.axes[0])
+    assert [(0, 3.5), (2, 2.5)] in drawn
+    assert [(0, 6.0), (2, 5.0), (4, 4.5)] in drawn
+    assert 'validation on owt' in legend(picture)
+    assert r'validation on co\$de' in legend(picture)
+    low, high = picture.axes[0].get_ylim()
+    assert low < 2.5 and high > 5.0
+    picture = plot.figure([folder, write_run(tmp_path / 'b')])  # several runs: too many curves
+    assert [(0, 3.5), (2, 2.5)] not in curves(picture.axes[0])
+
+
 # ---- files that are not quite as they should be ----
 
 def test_figures_that_are_not_finite_numbers_are_left_out(tmp_path):

@@ -1,6 +1,6 @@
 """
-Fetches SmolLM2-135M-Instruct, and tokenizes tiny shakespeare, or the input.txt beside this script,
-for it:
+Fetches SmolLM2-135M-Instruct, and tokenizes tiny shakespeare, which is fetched too unless it lies
+beside this script as input.txt:
 
     python data/smollm2/prepare.py
 """

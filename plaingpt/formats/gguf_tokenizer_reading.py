@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from plaingpt.system.messages import UserError
 from plaingpt.text.tokenizer_json import describe_tokenizer_json
-from plaingpt.text.tokenizer_layout import (BYTE_LEVEL, BYTES_ONLY, added_token,
-                                            byte_level_content, sentencepiece_content)
+from plaingpt.text.tokenizer_layout import (BYTE_LEVEL, CL100K_WORDS, O200K_WORDS, added_token,
+                                            byte_level_content, regex_then_bytes,
+                                            sentencepiece_content)
 from plaingpt.text.tokenizers import load_tokenizer
 
 # Types of tokens, as GGUF numbers them.
@@ -30,26 +31,21 @@ class WordSplit(NamedTuple):
     ignore_merges: bool = False
 
 
-def _regex_then_bytes(pattern):
-    """A pre-tokenizer with a regular expression of its own in place of GPT-2's."""
-    split = {'type': 'Split', 'pattern': {'Regex': pattern}, 'behavior': 'Isolated',
-             'invert': False}
-    return {'type': 'Sequence', 'pretokenizers': [split, BYTES_ONLY]}
-
-
-def _words(digits):
-    """The regular expression of Llama 3 and Qwen2, which differ in the digits they take at once."""
-    return (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits
-            + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-
+# The regular expression of Qwen2 is that of cl100k_base and Llama 3, but for the digits that it
+# takes at once.
+QWEN2_WORDS = regex_then_bytes(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 PRE_TOKENIZERS = {
     'gpt-2': WordSplit(BYTE_LEVEL),
     'smollm': WordSplit({'type': 'Sequence', 'pretokenizers': [
         {'type': 'Digits', 'individual_digits': True}, BYTE_LEVEL]}),
-    'llama-bpe': WordSplit(_regex_then_bytes(_words(r'\p{N}{1,3}')), ignore_merges=True),
+    'llama-bpe': WordSplit(CL100K_WORDS, ignore_merges=True),
+    # llama.cpp differs from it in a contraction in capitals after an accent without a letter.
+    'gpt-4o': WordSplit(O200K_WORDS),
     # llama.cpp leaves Unicode as it is. The models were trained on texts in form C, though.
-    'qwen2': WordSplit(_regex_then_bytes(_words(r'\p{N}')), normalizer={'type': 'NFC'}),
+    'qwen2': WordSplit(QWEN2_WORDS, normalizer={'type': 'NFC'}),
 }
 OTHER_NAMES = {'gpt2': 'gpt-2', 'llama3': 'llama-bpe', 'llama-v3': 'llama-bpe'}
 

@@ -6,6 +6,7 @@ transformers is not needed: the files are read as they are (hugging_face_files.p
 translated (hugging_face_config.py), and so are the names of their tensors (families.py).
 """
 import contextlib
+import functools
 import os
 
 import torch
@@ -16,10 +17,10 @@ from plaingpt.formats.foreign_weights import BadTensor
 from plaingpt.formats.hugging_face_config import gpt_config
 from plaingpt.formats.hugging_face_files import (GPT2_NAMES, SHORT_NAMES, CannotLoad, find_file,
                                                  has_weights_here, open_tensors, read_json,
-                                                 refusal, refusing)
-from plaingpt.system.messages import UserError, explained, warn
-from plaingpt.text.tokenizer_json import describe_tokenizer_json
-from plaingpt.text.tokenizers import GPT2_VOCAB_SIZE, load_tokenizer
+                                                 refusing)
+from plaingpt.system.messages import warn
+from plaingpt.text.tokenizer_folder import TOKENIZER_JSON, read_tokenizer
+from plaingpt.text.tokenizers import GPT2_VOCAB_SIZE
 
 __all__ = ['CannotLoad', 'GPT2_NAMES', 'load_pretrained', 'tokenizer_of']
 
@@ -99,13 +100,10 @@ def tokenizer_of(source):
     UserError if its tokenizer.json is damaged; CannotLoad if the model's files can't be read."""
     if source in SHORT_NAMES and not os.path.isdir(source):  # which may have such a name, too
         return {'kind': 'gpt2'}
-    path = find_file(source, 'tokenizer.json')
+    path = find_file(source, TOKENIZER_JSON)
     if path is None:
         return _assumed_tokenizer(source)
-    text = _text_in(path)
-    with explained(UserError, prefix=f'{path}: '):
-        bos, eos = _special_tokens(source, text)
-        return describe_tokenizer_json(text, bos, eos, _chat_template(source))
+    return read_tokenizer(path, functools.partial(find_file, source))
 
 
 def _assumed_tokenizer(source):
@@ -117,55 +115,3 @@ def _assumed_tokenizer(source):
         return None
     warn(f"no tokenizer.json found for {source}: assuming that it uses GPT-2's tokenizer")
     return {'kind': 'gpt2'}
-
-
-def _text_in(path):
-    try:
-        with open(path, encoding='utf-8') as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'{path} cannot be read ({error})') from error
-
-
-def _special_tokens(source, tokenizer_json):
-    """(bos, eos) of a model, each the text of a token, or None if no file names it."""
-    tokens = {'bos': None, 'eos': None}
-    for file in ('tokenizer_config.json', 'special_tokens_map.json'):
-        entries = read_json(source, file)
-        for name in tokens:
-            if tokens[name] is None:
-                tokens[name] = _content_of(source, file, entries, f'{name}_token')
-    if tokens['eos'] is None:
-        # Some models name only its id, or several, of which the first is the usual one.
-        ids = read_json(source, 'generation_config.json').get('eos_token_id')
-        first = ids[0] if isinstance(ids, list) and ids else ids
-        if type(first) is int and 0 <= first < 2 ** 31:
-            meta = {'kind': 'tokenizer.json', 'json': tokenizer_json}
-            tokens['eos'] = load_tokenizer(meta).tokenizer.id_to_token(first)
-    return tokens['bos'], tokens['eos']
-
-
-def _content_of(source, file, entries, key):
-    """The text of a token, which a file holds as text or as {'content': text}; None without one."""
-    token = entries.get(key)
-    if isinstance(token, dict):
-        token = token.get('content')
-    if token is not None and not isinstance(token, str):
-        raise refusal(source, f'the {key} in {file} is no text')
-    return token
-
-
-def _chat_template(source):
-    """The Jinja template with which a model's messages become a prompt, or None. It is not run."""
-    path = find_file(source, 'chat_template.jinja')
-    if path is not None:
-        return _text_in(path)
-    templates = read_json(source, 'tokenizer_config.json').get('chat_template')
-    if isinstance(templates, str):
-        return templates
-    if isinstance(templates, list):  # of {'name': …, 'template': …}
-        for template in templates:
-            is_default = isinstance(template, dict) and template.get('name') == 'default'
-            if is_default and isinstance(template.get('template'), str):
-                return template['template']
-    return None

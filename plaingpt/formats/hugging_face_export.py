@@ -61,7 +61,7 @@ def _ids_of_special_tokens(meta, tokenizer):
     bos, _ = bos_and_eos_of(meta)
     if bos is None:
         return None, tokenizer.end_of_text
-    if meta['kind'] == 'gpt2':
+    if meta['kind'] in ('gpt2', 'tiktoken'):
         return tokenizer.end_of_text, tokenizer.end_of_text
     return tokenizer.tokenizer.token_to_id(bos), tokenizer.end_of_text
 

@@ -98,7 +98,7 @@ class Plan:
         self.tokens = self.steps * self.step_tokens
         self.flops = gpt.flops_per_token() * self.tokens
         self.evaluations = 1 + math.ceil(self.steps / size.eval_interval)  # one before step 1
-        batches = 2 * size.eval_batches * self.evaluations  # of both splits
+        batches = size.eval_splits * size.eval_batches * self.evaluations
         self.evaluation_flops = gpt.flops_per_token() / 3 * batches * size.batch_size * block_size
 
         # Memory of the first device; the others have the same share of a step.
@@ -117,16 +117,16 @@ class Plan:
         self.fits = hardware.memory is None or needed < hardware.memory
 
     @classmethod
-    def of_run(cls, gpt, run, hardware, precision_name, data_tokens, steps_done=0, compiled=None):
+    def of_run(cls, gpt, run, hardware, precision_name, data, steps_done=0, compiled=None):
         """The plan of a run with this config of train.py.
 
-        data_tokens: length of train.bin, or None if it is missing. compiled: whether the model is;
-        None: as the config says."""
+        data: the Parts of its data, see mixtures.py. compiled: whether the model is; None: as the
+        config says."""
         if compiled is None:
             compiled = run['compile']
         if compiled is None:
             compiled = hardware.device_type == 'cuda'
-        size = RunSize.of_run(gpt, run, data_tokens, steps_done, compiled)
+        size = RunSize.of_run(gpt, run, data, steps_done, compiled)
         return cls(gpt, size, hardware, precision_name)
 
     def summary(self):
@@ -160,14 +160,21 @@ class Plan:
 
     def _run_text(self):
         size = self.size
-        text = f'{self.steps:,} steps: {self.tokens:,} tokens, '
-        if size.data_tokens:
-            text += f'{self.tokens / size.data_tokens:.2f} epochs of {size.data_tokens:,}'
-        else:
-            text += f'epochs unknown without {size.dataset}'
+        text = f'{self.steps:,} steps: {self.tokens:,} tokens'
+        for part in size.data:
+            text += f', {self._epochs_text(part)}'
         if self.steps < size.max_steps:
             text += f'; {size.steps_done:,} of {size.max_steps:,} are done'
         return text
+
+    def _epochs_text(self, part):
+        """How often the run reads a data set, of which it has a share of its windows."""
+        if part.tokens is None:
+            return f'epochs unknown without {part.name}'
+        epochs = self.tokens * part.share / part.tokens
+        if len(self.size.data) == 1:
+            return f'{epochs:.2f} epochs of {part.tokens:,}'
+        return f'{epochs:.2f} epochs of {part.name} ({part.tokens:,})'
 
     def _compute_text(self):
         per_token = short_number(self.gpt.flops_per_token())
@@ -227,8 +234,8 @@ class Plan:
         micro_batch, update = measured_step(config, size.batch_size, device, settings,
                                             optimizer_of)
         step = micro_batch * size.micro_batches / count + update
-        # An evaluation goes forward through batches of both splits, a third of the work.
-        batches = 2 * math.ceil(size.eval_batches / count)
+        # An evaluation goes forward through batches of all splits, a third of the work.
+        batches = size.eval_splits * math.ceil(size.eval_batches / count)
         evaluation = batches * micro_batch / 3
         seconds = step * self.steps + evaluation * self.evaluations
         mfu = self.gpt.flops_per_token() * self.step_tokens / step / count / peak
@@ -240,7 +247,7 @@ class Plan:
         return f'{text}; {mfu:.0%} MFU of {peak / 1e12:.3g} TFLOP/s, measured too'
 
 
-def print_plan(gpt, run, data_tokens, steps_done):
+def print_plan(gpt, run, data, steps_done):
     """Prints the plan of a run with this config of train.py, as Plan.of_run() makes it.
 
     With device_name, it is for that hardware; without, for this machine, where it times a step."""
@@ -252,7 +259,7 @@ def print_plan(gpt, run, data_tokens, steps_done):
             precision_name = 'float16' if is_before_ampere(name) else 'bfloat16'
         hardware = Hardware.named(name, count, precision_name)
         gpt.residual_dtype = residual_dtype(run['bf16_residual'], precision_name)
-        plan = Plan.of_run(gpt, run, hardware, precision_name, data_tokens, steps_done)
+        plan = Plan.of_run(gpt, run, hardware, precision_name, data, steps_done)
         print_summary(plan.summary())
         print_summary({'time': plan.expected_time(run['expected_mfu'])})
         return
@@ -261,7 +268,7 @@ def print_plan(gpt, run, data_tokens, steps_done):
     precision_name, _, _ = precision(device, run['dtype'], gpt.config.n_embd)
     hardware = Hardware.here(device, count)
     gpt.residual_dtype = residual_dtype(run['bf16_residual'], precision_name)
-    plan = Plan.of_run(gpt, run, hardware, precision_name, data_tokens, steps_done)
+    plan = Plan.of_run(gpt, run, hardware, precision_name, data, steps_done)
     print_summary(plan.summary())
     if not plan.fits:
         print_summary({'time': 'not measured, since it does not fit'})

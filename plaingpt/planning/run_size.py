@@ -3,6 +3,7 @@ The size of a run: how much it computes and keeps, apart from its model and its 
 """
 from dataclasses import dataclass
 
+from plaingpt.text.mixtures import Part
 from plaingpt.training import freezing
 from plaingpt.training.optimizers import muon_matrices, temporary_memory
 
@@ -16,8 +17,7 @@ class RunSize:
     steps_done: int = 0             # by earlier sessions
     eval_interval: int = 1          # steps from one evaluation to the next
     eval_batches: int = 0           # of each split, in one evaluation
-    dataset: str = ''               # its name
-    data_tokens: int | None = None  # in its training split; None: unknown
+    data: tuple[Part, ...] = ()     # its data sets
     checkpointing: bool = False     # train.py's activation_checkpointing
     compiled: bool = False          # by torch.compile, which keeps other activations
     trained: int | None = None      # parameters with a gradient and optimizer state; None: all
@@ -25,9 +25,14 @@ class RunSize:
     update_memory: int = 0          # bytes that the optimizer's step takes until it ends
     adapter_only: bool = False      # whether a checkpoint holds only what is trained
 
+    @property
+    def eval_splits(self):
+        """How many splits an evaluation reads: one of training, and one for each data set."""
+        return 1 + max(1, len(self.data))
+
     @classmethod
-    def of_run(cls, gpt, run, data_tokens, steps_done, compiled):
-        """That of a run with this config of train.py.
+    def of_run(cls, gpt, run, data, steps_done, compiled):
+        """That of a run with this config of train.py, on these Parts of its data.
 
         UserError if the config wants to train parameters that the model does not have."""
         names = freezing.most_trained(gpt, run)
@@ -49,8 +54,7 @@ class RunSize:
             steps_done=steps_done,
             eval_interval=run['eval_interval'],
             eval_batches=run['eval_iters'],
-            dataset=run['dataset'],
-            data_tokens=data_tokens,
+            data=tuple(data),
             checkpointing=run['activation_checkpointing'],
             compiled=compiled,
             trained=trained_numbers,

@@ -1,9 +1,11 @@
 """
 Data sets on disk: where their folders are, what their files hold, and whether they fit a model.
 
-A data set is a folder with train.bin and val.bin (see token_files.py) and meta.json, which gives
-the type of the ids, the vocabulary and the tokenizer. publishing.py writes these files. nanoGPT's
-folders work, too: they have a meta.pkl, or nothing, in place of meta.json.
+A data set is a folder with train.bin and val.bin (see token_files.py), each perhaps cut into shards
+(see shards.py), and meta.json, which gives the type of the ids, the vocabulary and the tokenizer. A
+data set of chats also has loss masks, train_mask.bin and val_mask.bin: one uint8 for each token, 1
+where its loss counts. publishing.py writes these files. nanoGPT's folders work, too: they have a
+meta.pkl, or nothing, in place of meta.json.
 """
 import io
 import json
@@ -11,16 +13,23 @@ import os
 import pickle
 
 from plaingpt.system.messages import UserError, warn
+from plaingpt.text.shards import files_of, has_split
 from plaingpt.text.token_files import DTYPES, TokenFile
 from plaingpt.text.tokenizers import GPT2_VOCAB_SIZE, same_vocabulary
 
 DATA_FOLDER = os.path.abspath(os.path.join(__file__, '..', '..', '..', 'data'))
 FORMAT_VERSION = 1  # of meta.json
+SPLITS = ('train', 'val')
 
 
 def folder_of(dataset):
     """The path of a data set's folder: data/<dataset> beside the scripts; absolute names pass."""
-    return os.path.join(DATA_FOLDER, dataset)
+    return os.path.join(DATA_FOLDER, os.path.expanduser(dataset))
+
+
+def mask_path(folder, split, ending=''):
+    """The path of a split's loss mask, which may be cut into shards, too."""
+    return os.path.join(folder, f'{split}_mask.bin{ending}')
 
 
 # ---- what the files hold ----
@@ -64,6 +73,7 @@ def read_meta(folder):
     check(vocab_size <= 2 ** (8 * DTYPES[dtype].itemsize), 'vocab_size')
     check(isinstance(meta.get('tokenizer'), dict), 'tokenizer')
     check(isinstance(tokens, dict) and all(_is_count(count) for count in tokens.values()), 'tokens')
+    check(isinstance(meta.get('loss_mask', False), bool), 'loss_mask')
     return meta
 
 
@@ -131,26 +141,40 @@ def open_data_set(folder, block_size, may_be_missing=False):
     Returns meta (see read_meta), and the TokenFiles of train.bin and val.bin. UserError if a file
     is missing or can't be used."""
     meta = read_meta(folder)
-    if may_be_missing and not os.path.exists(os.path.join(folder, 'train.bin')):
+    if may_be_missing and not has_split(os.path.join(folder, 'train.bin')):
         warn(f'{folder} has no train.bin: the number of epochs is unknown, and unless something '
              "else gives a vocabulary, it is assumed to be GPT-2's")
         return meta, None, None
     token_files = []
-    for split in ('train', 'val'):
+    for split in SPLITS:
         path = os.path.join(folder, f'{split}.bin')
-        token_files.append(TokenFile(path, meta['dtype'], meta['vocab_size'], block_size,
-                                     expected_tokens=meta['tokens'].get(split)))
+        token_file = TokenFile(path, meta['dtype'], meta['vocab_size'], block_size,
+                               expected_tokens=meta['tokens'].get(split))
+        if meta.get('loss_mask'):
+            _check_mask(mask_path(folder, split), len(token_file))
+        token_files.append(token_file)
     train, val = token_files
     return meta, train, val
 
 
-def rounded_vocab_size(meta):
-    """The vocab_size of a new model for a data set.
+def _check_mask(path, tokens):
+    """UserError unless the loss mask at path has an entry for each of so many tokens."""
+    entries = sum(os.path.getsize(file) for file in files_of(path))
+    if entries != tokens:
+        raise UserError(f'{path}, or its shards, should have {tokens} bytes, one for each token, '
+                        f'but {entries} are there: prepare the data set again')
 
-    GPT-2's 50,257 become 50,304, a multiple of 64, which makes the output matrix faster."""
-    if meta['vocab_size'] in (None, GPT2_VOCAB_SIZE):
-        return 50304
-    return meta['vocab_size']
+
+def rounded_vocab_size(meta):
+    """The vocab_size of a new model for a data set, as read_meta() describes it.
+
+    It is rounded up to a multiple of 64, which makes the output matrix faster: GPT-2's 50,257
+    become 50,304. Only characters keep theirs, so that nanoGPT's runs and checkpoints stay as they
+    are. No token has the ids that are added, so a model learns not to choose them."""
+    vocab_size = meta['vocab_size'] or GPT2_VOCAB_SIZE
+    if meta['tokenizer']['kind'] == 'char':
+        return vocab_size
+    return -(-vocab_size // 64) * 64
 
 
 def check_fit(folder, meta, token_files, vocab_size, tokenizer=None):

@@ -9,8 +9,9 @@ import re
 
 import numpy as np
 
+from plaingpt.text.tiktoken_encodings import TiktokenTokenizer
 from plaingpt.text.tokenizer_layout import SPACE
-from plaingpt.text.tokenizers import CharTokenizer, GPT2Tokenizer
+from plaingpt.text.tokenizers import CharTokenizer
 
 BYTE_TOKEN = re.compile(r'<0x[0-9A-F]{2}>')  # a byte that is a token: <0x0A>
 
@@ -27,8 +28,8 @@ def token_bytes(tokenizer):
     if isinstance(tokenizer, CharTokenizer):
         lengths = [_utf8_length(char) for char in tokenizer.chars]
         return np.array(lengths, dtype=np.int64)
-    if isinstance(tokenizer, GPT2Tokenizer):
-        return _of_gpt2(tokenizer)
+    if isinstance(tokenizer, TiktokenTokenizer):
+        return _of_tiktoken(tokenizer)
     return _of_tokenizer_json(tokenizer)
 
 
@@ -36,10 +37,10 @@ def _utf8_length(text):
     return len(text.encode('utf-8', 'surrogatepass'))  # a file may hold half a surrogate pair
 
 
-def _of_gpt2(tokenizer):
+def _of_tiktoken(tokenizer):
     lengths = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-    for token_id in range(tokenizer.end_of_text):
-        lengths[token_id] = len(tokenizer.bpe.decode_single_token_bytes(token_id))
+    for token_id, token in enumerate(tokenizer.tokens()):
+        lengths[token_id] = len(token)
     return lengths
 
 
@@ -61,11 +62,8 @@ def _of_tokenizer_json(tokenizer):
         lengths[token_id] = length_of(token)
     # Added tokens stand in the text as they are written.
     for token_id, token in tokenizer.tokenizer.get_added_tokens_decoder().items():
-        lengths[token_id] = 0 if token.special else _utf8_length(token.content)
-    if tokenizer.bos is not None:
-        lengths[tokenizer.tokenizer.token_to_id(tokenizer.bos)] = 0
-    if tokenizer.end_of_text is not None:
-        lengths[tokenizer.end_of_text] = 0
+        lengths[token_id] = _utf8_length(token.content)
+    lengths[list(tokenizer.special_ids.values())] = 0
     return lengths
 
 

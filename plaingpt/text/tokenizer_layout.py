@@ -11,6 +11,44 @@ BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': Tr
 BYTES_ONLY = {**BYTE_LEVEL, 'use_regex': False}
 
 
+def regex_then_bytes(pattern):
+    """A pre-tokenizer with a regular expression of its own in place of GPT-2's."""
+    split = {'type': 'Split', 'pattern': {'Regex': pattern}, 'behavior': 'Isolated',
+             'invert': False}
+    return {'type': 'Sequence', 'pretokenizers': [split, BYTES_ONLY]}
+
+
+# How cl100k_base splits words, and Llama 3 after it. tiktoken's own expression differs in the
+# spaces that end a text after a line break, which no token holds together with that break.
+CL100K_WORDS = regex_then_bytes(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+# How o200k_base splits them: a capital letter after a small one begins a word.
+O200K_WORDS = regex_then_bytes(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+
+def byte_characters():
+    """The 256 characters that stand for the bytes in the tokens of a byte-level vocabulary.
+
+    Index: the byte. Printable characters stand for themselves, the other 68 for those from
+    U+0100 on."""
+    characters = []
+    replaced = 0
+    for byte in range(256):
+        is_printable = 33 <= byte <= 126 or 161 <= byte <= 172 or 174 <= byte <= 255
+        if is_printable:
+            characters.append(chr(byte))
+        else:
+            characters.append(chr(256 + replaced))
+            replaced += 1
+    return characters
+
+
 def char_content(chars):
     """A tokenizer.json in which each of the characters is a token, with its index as id.
 
@@ -93,3 +131,11 @@ def _beginning(bos):
     return {'type': 'TemplateProcessing', 'single': text('A', 0),
             'pair': text('A', 0) + text('B', 1),
             'special_tokens': {token: {'id': token, 'ids': [token_id], 'tokens': [token]}}}
+
+
+BYTE_CHARACTERS = byte_characters()
+
+
+def written_bytes(token):
+    """A token of a byte-level vocabulary, which is bytes, as it stands in a tokenizer.json."""
+    return ''.join(BYTE_CHARACTERS[byte] for byte in token)

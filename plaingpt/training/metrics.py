@@ -83,6 +83,15 @@ def _step_of(line):
     return math.inf
 
 
+def describe_losses(losses):
+    """The losses of an evaluation, as they are printed."""
+    text = f"train loss {losses['train_loss']:.4f}, val loss {losses['val_loss']:.4f}"
+    if 'val_loss_by_data' in losses:
+        parts = [f'{name} {loss:.4f}' for name, loss in losses['val_loss_by_data'].items()]
+        text += f' ({", ".join(parts)})'
+    return text
+
+
 def describe(figures):
     """The figures of a logged step, as they are printed."""
     norm = figures['grad_norm']

@@ -18,6 +18,11 @@ JOB = os.environ.get('TORCHELASTIC_RUN_ID')
 if JOB == 'none':
     JOB = None
 
+# Names of folders in data/ only: one alone, or several with their shares.
+FOLDER = r'\w[\w.-]*'
+WITH_SHARE = rf'{FOLDER} *: *[\d.eE+-]+'
+INSIDE_DATA = re.compile(rf'{FOLDER}|{WITH_SHARE}( *, *{WITH_SHARE})*')
+
 
 # ---- which checkpoint ----
 
@@ -60,13 +65,13 @@ def fingerprint(checkpoint):
 
 
 def data_set(checkpoint, path, given=None):
-    """Name of the data set that a checkpoint was trained on.
+    """The data set, or the mixture of several, that a checkpoint was trained on.
 
     UserError if it leads out of data/, unless the user has given the same name: whoever made the
     file may have put any path into it."""
     name = checkpoint['config'].get('dataset', given)
     given_by_user = given is not None and name == given
-    inside_data = isinstance(name, str) and re.fullmatch(r'\w[\w.-]*', name)
+    inside_data = isinstance(name, str) and INSIDE_DATA.fullmatch(name)
     if given_by_user or inside_data:
         return name
     raise UserError(f'{path} was trained on the data set {str(name)[:200]!r}, which is not a '

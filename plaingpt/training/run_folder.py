@@ -10,14 +10,15 @@ The folder of a run, its out_dir: which run may write into it, and what becomes 
     tensorboard/   the same figures for TensorBoard; see trackers.py
     replaced/N/    runs that were here before a new one started
 """
-import errno
 import itertools
 import os
 from typing import NamedTuple
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from plaingpt.system.files import remove_unfinished
+from plaingpt.system.folder_lock import NAME as LOCK
+from plaingpt.system.folder_lock import lock_folder
 from plaingpt.system.messages import UserError, complaints, explained, warn
 from plaingpt.training import metrics
 
@@ -57,21 +58,10 @@ def claim(out_dir):
     Removes unfinished files of runs that were killed. Called again, it makes sure that the folder
     is still the locked one. UserError if another run holds it; OSError if it can't be written."""
     os.makedirs(out_dir, exist_ok=True)
-    path = os.path.join(out_dir, '.lock')
+    path = os.path.join(out_dir, LOCK)
     if _is_ours(out_dir, path):
         return
-    # Without filelock's fall-back to a lock file that outlives a kill and shuts out the next start.
-    lock = FileLock(path, fallback_to_soft=False)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise UserError(f'another run is writing into {out_dir}: wait for its end, stop it, or '
-                        'choose another --out_dir') from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-            raise
-        warn(f'the file system of {out_dir} does not support locks: make sure that no other run '
-             'writes there')
+    lock = lock_folder(out_dir, 'run', 'out_dir')
     _claims[out_dir] = Claim(lock, os.stat(path))
     remove_unfinished(out_dir, REPLACED_FILES)
 

@@ -8,6 +8,7 @@ from plaingpt.formats.hugging_face_files import CannotLoad
 from plaingpt.formats.peft_adapter import load_adapter
 from plaingpt.system.messages import UserError, explained, warn
 from plaingpt.text.data_sets import folder_of, read_meta
+from plaingpt.text.mixtures import shares_of
 from plaingpt.text.tokenizers import load_tokenizer
 from plaingpt.training import checkpoints, lora, resuming, starting_weights
 
@@ -89,7 +90,8 @@ def _guessed_tokenizer(saved, path):
         raise UserError(f'{path} has no tokenizer.json, and too few tokens for the vocabulary of '
                         "GPT-2: put the model's own tokenizer.json there")
     # A checkpoint of nanoGPT: the characters are stored with its data set only.
-    data_dir = folder_of(resuming.data_set(saved, path))
+    dataset = resuming.data_set(saved, path)
+    data_dir = folder_of(next(iter(shares_of(dataset))))  # the data sets of a mixture share them
     tokenizer = read_meta(data_dir)['tokenizer']
     warn(f'{path} names no tokenizer: using that of {data_dir}, of kind {tokenizer["kind"]!r}')
     return tokenizer

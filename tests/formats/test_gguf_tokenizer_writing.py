@@ -104,6 +104,20 @@ def test_gpt2_comes_back_as_gpt2(gpt2_pair):
     assert tokenizer_from_gguf(metadata) == {'kind': 'gpt2'}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('name, pre', [('cl100k_base', 'llama-bpe'), ('o200k_base', 'gpt-4o')])
+def test_tiktokens_other_encodings_are_the_same_in_llama_cpp(tmp_path, name, pre):
+    meta = {'kind': 'tiktoken', 'name': name}
+    ours = or_skip(lambda: load_tokenizer(meta))
+    metadata = gguf_metadata_of(meta, ours.vocab_size)
+    assert metadata['tokenizer.ggml.pre'] == pre
+    theirs = in_llama_cpp(tmp_path, metadata)
+    assert_same_ids(theirs, ours, [*TEXTS, 'ПриВет МИР ÉCOLE École ǅ ʰ Straße', 'a/b//\n'])
+    text = f'a{END}b'
+    assert theirs.encode(text) == ours.encode(text)
+    assert tokenizer_from_gguf(metadata) == meta
+
+
 @pytest.mark.parametrize('name', PRE_TOKENIZERS)
 def test_what_is_written_is_read_again(name):
     meta = meta_for(name, bos=END, chat_template='{{ messages }}')
@@ -200,7 +214,7 @@ def test_what_llama_cpp_can_not_do_is_refused_by_name(changes, named):
 
 
 @pytest.mark.parametrize('option, value', [
-    ('dropout', 0.1), ('unk_token', '!'), ('end_of_word_suffix', '</w>'), ('ignore_merges', True)])
+    ('unk_token', '!'), ('end_of_word_suffix', '</w>'), ('ignore_merges', True)])
 def test_an_option_of_the_merges_is_refused_by_name(option, value):
     assert option in refusal(changed_model(**{option: value}))
 

@@ -16,6 +16,7 @@ from plaingpt.formats import hugging_face
 from plaingpt.formats.hugging_face import CannotLoad, load_pretrained, tokenizer_of
 from plaingpt.system.messages import UserError
 from plaingpt.text.publishing import write_data_set
+from plaingpt.text import tokenizer_folder
 from plaingpt.text.tokenizer_json import describe_tokenizer_json
 from plaingpt.text.tokenizers import GPT2_VOCAB_SIZE, load_tokenizer
 
@@ -385,7 +386,7 @@ def test_a_model_with_gpt2s_own_tokenizer_json_is_trained_on_gpt2_tokens(tmp_pat
         assert text == 'the text'
         return {'kind': 'gpt2'}
 
-    monkeypatch.setattr(hugging_face, 'describe_tokenizer_json', describe)
+    monkeypatch.setattr(tokenizer_folder, 'describe_tokenizer_json', describe)
     data = gpt2_data_set(tmp_path / 'data')
     succeeded(run_here('train.py', **TINY | {'max_iters': 1}, init_from=folder, dataset=data,
                        out_dir=tmp_path / 'out'))

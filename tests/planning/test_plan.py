@@ -296,7 +296,7 @@ def test_a_run_is_planned_as_it_is_compiled(gpt):
     a_cpu = A_CARD._replace(device_type='cpu')
 
     def is_compiled(hardware, key, compiled=None):
-        run_plan = plan.Plan.of_run(gpt, RUN | {'compile': key}, hardware, 'float32', None,
+        run_plan = plan.Plan.of_run(gpt, RUN | {'compile': key}, hardware, 'float32', (),
                                     compiled=compiled)
         return run_plan.size.compiled
 
@@ -326,7 +326,7 @@ def test_the_model_is_described_by_what_gpt2_does_not_have():
 # ---- the optimizer state, which depends on the optimizer and on what is trained ----
 
 RUN = dict(gradient_accumulation_steps=1, batch_size=4, max_iters=1, eval_interval=5, eval_iters=1,
-           activation_checkpointing=False, dataset='a', optimizer='adamw', lora_rank=0,
+           activation_checkpointing=False, optimizer='adamw', lora_rank=0,
            trainable='all', unfreeze=None, compile=None)
 MATRICES = 2 * 12 * 16 * 16                             # of the two blocks
 EVERYTHING = 16 * 65 + 16 * 16 + MATRICES + 5 * 16      # embeddings, blocks, norms
@@ -340,7 +340,7 @@ def gpt():
 
 
 def plan_of(gpt, **keys):
-    return plan.Plan.of_run(gpt, RUN | keys, A_CARD, 'float32', None)
+    return plan.Plan.of_run(gpt, RUN | keys, A_CARD, 'float32', ())
 
 
 def state_of(gpt, **keys):

@@ -126,6 +126,7 @@ def test_a_line_that_a_full_disk_cannot_take_is_lost(monkeypatch):
 
 def test_scripts_that_prepare_data_start_without_torch():
     code = ('import sys, configurator\n'
-            'from plaingpt.text import parallel_tokenization, publishing, tokenizers\n'
+            'from plaingpt.corpus import preparation, readers, vocabulary\n'
+            'from plaingpt.inspection import report, tokenizer_comparison\n'
             'sys.exit("torch" in sys.modules)')
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0

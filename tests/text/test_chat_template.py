@@ -1,8 +1,11 @@
 """Chat templates, against transformers."""
+from types import SimpleNamespace
+
 import pytest
 
 from plaingpt.system.messages import UserError
-from plaingpt.text.chat_template import render_chat
+from plaingpt.text import chat_template
+from plaingpt.text.chat_template import render_chat, render_for
 
 CHAT_ML = """{% for message in messages %}
 {{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + eos_token + '\\n' }}
@@ -64,3 +67,27 @@ def test_a_hostile_or_broken_template_ends_in_one_sentence(template, reason):
         render_chat(template, CHATS[0])
     assert reason in str(raised.value)
     assert '\n' not in str(raised.value)
+
+
+def test_a_template_is_compiled_once_and_still_knows_the_time(monkeypatch):
+    template = "{{ strftime_now('%Y') }} {{ messages | length }}"
+    years = iter(['1999', '2000'])
+    clock = SimpleNamespace(now=lambda: SimpleNamespace(strftime=lambda _: next(years)))
+    monkeypatch.setattr(chat_template, 'datetime', clock)
+    compiled_before = chat_template._compiled.cache_info().misses
+    assert render_chat(template, CHATS[0]) == '1999 1'
+    assert render_chat(template, CHATS[1]) == '2000 4'
+    assert chat_template._compiled.cache_info().misses == compiled_before + 1
+
+
+def test_the_first_and_the_last_token_are_the_tokenizers():
+    tokenizer = SimpleNamespace(chat_template=CHAT_ML + '{{ bos_token }}', bos='<s>', eos=None,
+                                end_of_text=2, decode=lambda ids: f'</{ids[0]}>')
+    assert render_for(tokenizer, CHATS[0]) == render_chat(
+        tokenizer.chat_template, CHATS[0], '<s>', '</2>')
+    tokenizer.end_of_text = None
+    tokenizer.bos = None
+    assert render_for(tokenizer, CHATS[0], add_generation_prompt=False) == render_chat(
+        tokenizer.chat_template, CHATS[0], add_generation_prompt=False)
+    with pytest.raises(UserError, match='the tokenizer has no chat template'):
+        render_for(SimpleNamespace(), CHATS[0])

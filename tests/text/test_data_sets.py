@@ -152,9 +152,13 @@ def test_a_missing_data_set_is_refused_unless_it_may_be_missing(tmp_path, capsys
     assert 'has no train.bin: the number of epochs is unknown' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('vocab_size, rounded', [(None, 50304), (50257, 50304), (65, 65)])
-def test_a_new_model_rounds_up_gpt2s_vocabulary_alone(vocab_size, rounded):
-    assert rounded_vocab_size({'vocab_size': vocab_size}) == rounded
+@pytest.mark.parametrize('kind, vocab_size, rounded', [
+    ('gpt2', None, 50304), ('gpt2', 50257, 50304), ('tokenizer.json', 50259, 50304),
+    ('tokenizer.json', 257, 320), ('tokenizer.json', 4096, 4096), ('tiktoken', 100277, 100288),
+    ('char', 65, 65)])
+def test_a_new_model_rounds_up_every_vocabulary_but_that_of_characters(kind, vocab_size, rounded):
+    meta = {'vocab_size': vocab_size, 'tokenizer': {'kind': kind}}
+    assert rounded_vocab_size(meta) == rounded
 
 
 def test_a_data_set_that_does_not_fit_the_model_is_refused(abc_data):

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from plaingpt.system.messages import UserError
-from plaingpt.text import data_sets, token_files
+from plaingpt.text import data_sets, shards, token_files
 
 pytestmark = [
     pytest.mark.skipif(os.name != 'posix', reason='pipes and alarms, which POSIX systems have'),
@@ -207,7 +207,7 @@ def test_a_bad_data_set_is_refused_by_its_name(tmp_path, monkeypatch, char_data,
         return open(path, *arguments, **keys)
 
     if name.startswith('forbidden'):
-        for module in data_sets, token_files:
+        for module in data_sets, shards:
             monkeypatch.setattr(module, 'open', open_unless_forbidden, raising=False)
     ended = run_here('train.py', **TINY, dataset=folder, out_dir=tmp_path / 'out')
     assert str(folder / bad.file) in one_sentence(ended)

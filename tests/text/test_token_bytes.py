@@ -95,6 +95,13 @@ def test_the_token_that_ends_a_text_counts_nothing_even_if_the_file_calls_it_pla
     assert token_bytes(tokenizer).tolist() == [1, 1, 0]
 
 
+def test_the_tokens_of_chats_count_nothing_even_if_the_file_calls_them_plain():
+    content = char_content(['a', 'b'])
+    content['added_tokens'] = [added_token('<|im_end|>', 2, special=False),
+                               added_token('<tool>', 3, special=False)]
+    assert token_bytes(HuggingFaceTokenizer(json.dumps(content))).tolist() == [1, 1, 0, 6]
+
+
 def test_tokens_that_do_not_tell_have_no_lengths():
     bert = Tokenizer(models.WordPiece({'[UNK]': 0, 'a': 1, '##b': 2}, unk_token='[UNK]'))
     assert token_bytes(HuggingFaceTokenizer(bert.to_str())) is None

@@ -142,7 +142,8 @@ def test_a_file_is_opened_once(tokens):
     ('openwebtext', True, 'run python {folder}/prepare.py (54 GB), or start with python train.py '
                           'config/train_shakespeare_char.py'),
     ('mine', True, 'run python {folder}/prepare.py'),
-    ('mine', False, 'put train.bin, val.bin and meta.json into {folder}'),
+    ('mine', False, 'put train.bin, val.bin and meta.json into {folder}, or make them of your own '
+                    'text with python data/prepare.py'),
 ])
 def test_a_missing_or_empty_file_is_refused_with_the_way_to_get_it(tmp_path, name, has_script,
                                                                     remedy):

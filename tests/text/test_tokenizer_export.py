@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from plaingpt.system.messages import UserError
-from plaingpt.text.tokenizer_export import tokenizer_config_of, tokenizer_json_of
+from plaingpt.text.tokenizer_export import (tiktoken_encoding_of, tiktoken_ranks_of,
+                                            tokenizer_config_of, tokenizer_json_of)
 from plaingpt.text.tokenizer_json import HuggingFaceTokenizer, describe_tokenizer_json
+from plaingpt.text.tokenizer_layout import added_token
+from plaingpt.text.tokenizer_training import byte_tokenizer
 from plaingpt.text.tokenizers import CharTokenizer, GPT2Tokenizer, load_tokenizer
 
 END = '<|endoftext|>'
@@ -112,6 +115,71 @@ def test_gpt2s_end_of_text_is_special_in_transformers(gpt2_pair):
 def test_gpt2_comes_back_as_gpt2():
     or_skip(GPT2Tokenizer)
     assert describe_tokenizer_json(tokenizer_json_of({'kind': 'gpt2'})) == {'kind': 'gpt2'}
+
+
+# ---- tiktoken's other encodings ----
+
+@pytest.mark.parametrize('name', [
+    'cl100k_base', pytest.param('o200k_base', marks=pytest.mark.slow)])
+def test_an_encoding_is_the_same_in_transformers(tmp_path, name):
+    meta = {'kind': 'tiktoken', 'name': name}
+    ours = or_skip(lambda: load_tokenizer(meta))
+    theirs = in_transformers(tmp_path, meta)
+    for text in ('naïve 日本 🙂\r\n\n  DON\'T 12345  ', f'a{END}b', f'{END}<|endofprompt|>'):
+        ids = ours.encode(text)
+        assert theirs(text).input_ids == ids
+        assert theirs.decode(ids) == text
+    assert theirs.bos_token_id == theirs.eos_token_id == ours.end_of_text
+
+
+# ---- tiktoken ----
+
+def test_what_tiktoken_can_not_express_is_refused():
+    for meta in (CHAR_META, own_meta()):
+        assert tiktoken_ranks_of(meta) is None
+        with pytest.raises(UserError, match="tiktoken can't express this tokenizer"):
+            tiktoken_encoding_of(meta)
+
+
+def changed_bytes(**changes):
+    """The tokenizer dict of bytes whose tokenizer.json has some other entries."""
+    content = json.loads(byte_tokenizer().json_text) | changes
+    return {'kind': 'tokenizer.json', 'json': json.dumps(content)}
+
+
+def test_a_tokenizer_that_splits_or_merges_otherwise_is_not_written_for_tiktoken():
+    assert tiktoken_ranks_of(changed_bytes()) is not None
+    model = json.loads(byte_tokenizer().json_text)['model']
+    vocab = model['vocab'] | {END: 258, 'ab': 256, 'abc': 257, 'bc': 259}
+    for changes in (
+            {'normalizer': {'type': 'NFC'}},
+            {'pre_tokenizer': None},
+            {'added_tokens': [added_token('<tool>', 256, special=False)]},
+            # tiktoken would also merge a and bc, of which Hugging Face's form knows nothing.
+            {'model': model | {'vocab': vocab, 'merges': [['a', 'b'], ['ab', 'c']]}}):
+        assert tiktoken_ranks_of(changed_bytes(**changes)) is None, changes
+
+
+def test_the_ids_of_special_tokens_are_those_of_the_package_tokenizers():
+    """It numbers added tokens itself, whatever the file says."""
+    content = json.loads(byte_tokenizer().json_text)
+    del content['model']['vocab'][END]
+    content['added_tokens'][0]['id'] = 5000
+    meta = {'kind': 'tokenizer.json', 'json': json.dumps(content)}
+    ids = load_tokenizer(meta).encode(f'a{END}')
+    assert ids == [97, 256]
+    assert tiktoken_encoding_of(meta).encode(f'a{END}', allowed_special='all') == ids
+
+
+def test_tiktokens_own_encodings_are_written_as_published(tmp_path):
+    meta = {'kind': 'gpt2'}
+    ours = or_skip(lambda: load_tokenizer(meta))
+    (tmp_path / 'ranks').write_bytes(tiktoken_ranks_of(meta))
+    from tiktoken.load import load_tiktoken_bpe
+    ranks = load_tiktoken_bpe(str(tmp_path / 'ranks'))
+    assert len(ranks) == 50256
+    assert ranks[b' the'] == ours.encode(' the')[0]
+    assert tiktoken_encoding_of(meta) is ours.bpe
 
 
 # ---- tokenizer.json ----

@@ -6,11 +6,14 @@ import pytest
 from conftest import or_skip
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import ByteLevelBPETokenizer, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (AddedToken, ByteLevelBPETokenizer, Tokenizer, decoders, models,
+                        pre_tokenizers, processors, trainers)
 
 from plaingpt.system.messages import UserError
-from plaingpt.text import tokenizers as our_tokenizers
+from plaingpt.text.tiktoken_encodings import GPT2_IDS, GPT2_MERGES, fetch_file
 from plaingpt.text.tokenizer_json import HuggingFaceTokenizer, describe_tokenizer_json
+from plaingpt.text.tokenizer_layout import (BYTE_LEVEL, byte_characters, byte_level_content,
+                                            sentencepiece_content)
 from plaingpt.text.tokenizers import GPT2Tokenizer, load_tokenizer
 
 TEXT = 'naïve 日本 🙂\r\n\tdef f(x): return x  # 123'
@@ -86,6 +89,113 @@ def test_every_id_is_below_vocab_size_even_if_some_are_unused():
         'model': {'type': 'BPE', 'vocab': {'a': 0, 'b': 7}, 'merges': []}}))
     assert tokenizer.vocab_size == 8
     assert tokenizer.end_of_text is None
+
+
+# ---- text that must not become a special token ----
+
+def unigram():
+    letters = [(char, -5.0) for char in 'ab</s>?']
+    model = models.Unigram([('<unk>', 0.0), ('<s>', 0.0), ('</s>', 0.0), *letters], 0, False)
+    tokenizer = Tokenizer(model)
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def word_level():
+    tokenizer = Tokenizer(models.WordLevel({'[UNK]': 0, '<s>': 1, '</s>': 2, 'a': 3, 'b': 4},
+                                           unk_token='[UNK]'))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer
+
+
+def sentencepiece_bpe():
+    tokens = ['<unk>', '<s>', '</s>', *(f'<0x{byte:02X}>' for byte in range(256)), '▁']
+    tokens += [*'ab</s>', '</', 's>']
+    vocab = {token: i for i, token in enumerate(tokens)}
+    merges = [('<', '/'), ('s', '>'), ('</', 's>')]
+    return Tokenizer.from_str(json.dumps(
+        sentencepiece_content(vocab, merges, [], '<unk>', adds_space=True)))
+
+
+def byte_level_bpe(**options):
+    vocab = {char: i for i, char in enumerate(byte_characters())}
+    for token in ('</', 's>', '</s>', '<s>'):
+        vocab[token] = len(vocab)
+    merges = [('<', '/'), ('s', '>'), ('</', 's>')]
+    return Tokenizer.from_str(json.dumps(
+        byte_level_content(vocab, merges, [], BYTE_LEVEL, **options)))
+
+
+def byte_level_bpe_of_whole_words():
+    return byte_level_bpe(ignore_merges=True)
+
+
+@pytest.mark.parametrize('eos_is', ['not added', 'special', 'not special'])
+@pytest.mark.parametrize('make', [unigram, word_level, sentencepiece_bpe, byte_level_bpe,
+                                  byte_level_bpe_of_whole_words])
+def test_no_text_becomes_the_end_of_text(make, eos_is):
+    tokenizer = make()
+    if eos_is == 'special':
+        tokenizer.add_special_tokens([AddedToken('</s>', normalized=False)])
+    if eos_is == 'not special':
+        tokenizer.add_tokens([AddedToken('</s>', normalized=False)])
+    tokenizer = HuggingFaceTokenizer(tokenizer.to_str(), bos='<s>', eos='</s>')
+    special = {tokenizer.end_of_text, tokenizer.tokenizer.token_to_id('<s>')}
+    for text in ('</s>', 'a</s>b', 'a </s> b', '<s> a', '</</s>s>'):
+        encoded, = tokenizer.encode_corpus([text])
+        assert encoded.tolist() == tokenizer.encode(text, special=False)
+        assert not special & set(encoded.tolist()), text
+    if make is not word_level:  # which has no token for the parts
+        assert tokenizer.decode(tokenizer.encode('a</s>b', special=False)).count('</s>') == 1
+    for text in ('a b', 'a', 'aab? b'):
+        assert tokenizer.encode(text, special=False) == tokenizer.encode(text)
+
+
+def test_tokens_beside_a_special_one_keep_their_ids():
+    """The package numbers added tokens by their order, whatever the file says."""
+    tokenizer = sentencepiece_bpe()
+    tokenizer.add_special_tokens(['<first>'])
+    tokenizer.add_tokens([AddedToken('<tool>', normalized=False)])
+    tokenizer = HuggingFaceTokenizer(tokenizer.to_str())
+    tool = tokenizer.tokenizer.token_to_id('<tool>')
+    assert tokenizer.encode('a<tool>')[-1] == tool
+    assert tokenizer.encode('a<tool>', special=False)[-1] == tool
+
+
+def test_a_text_may_be_unknown_but_not_where_that_ends_a_text():
+    tokenizer = word_level()
+    tokenizer.add_special_tokens(['[UNK]'])
+    text = tokenizer.to_str()
+    assert HuggingFaceTokenizer(text).encode('a x [UNK]', special=False) == [3, 0, 0]
+    ends = HuggingFaceTokenizer(text, eos='[UNK]')
+    assert 'change the text' in refusal(ends.encode, 'a x', False)
+
+
+def test_a_special_token_of_one_character_is_refused_in_a_text():
+    """Without its token, the model would drop the character."""
+    tokenizer = HuggingFaceTokenizer(json.dumps(MINIMAL), eos='b')
+    assert tokenizer.encode('ab') == [2]
+    sentence = refusal(tokenizer.encode_corpus, ['aa', 'ba'])
+    assert "the special token 'b'" in sentence
+
+
+def test_the_tokens_around_a_text_are_no_part_of_it():
+    tokenizer = word_level()
+    tokenizer.post_processor = processors.TemplateProcessing('<s> $A', special_tokens=[('<s>', 1)])
+    tokenizer = HuggingFaceTokenizer(tokenizer.to_str(), bos='<s>')
+    assert tokenizer.encode('a </s>', special=False, framed=True) == [1, 3, 0]
+
+
+def test_no_merge_is_left_out_at_random(own_json):
+    content = json.loads(own_json)
+    content['model']['dropout'] = 0.5
+    text = json.dumps(content)
+    expected = HuggingFaceTokenizer(own_json).encode(TEXT)
+    tokenizer = HuggingFaceTokenizer(text)
+    for _ in range(5):
+        assert tokenizer.encode(TEXT) == expected
+        assert tokenizer.encode(TEXT, special=False) == expected
+    assert describe_tokenizer_json(text) == describe_tokenizer_json(own_json)
 
 
 # ---- streaming ----
@@ -267,13 +377,9 @@ def gpt2_json(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp('gpt2'))
 
     def fetch_both():
-        paths = {}
-        for name in ('encoder.json', 'vocab.bpe'):
-            paths[name] = our_tokenizers._fetch_gpt2_file(name, folder)
-        return paths
+        return fetch_file(GPT2_IDS, folder), fetch_file(GPT2_MERGES, folder)
 
-    paths = or_skip(fetch_both)
-    bpe = ByteLevelBPETokenizer(paths['encoder.json'], paths['vocab.bpe'])
+    bpe = ByteLevelBPETokenizer(*or_skip(fetch_both))
     bpe.add_special_tokens([END])
     return json.loads(bpe.to_str())
 

@@ -1,10 +1,12 @@
 """Text to ids and back: characters, GPT-2, and the dicts in which tokenizers are stored."""
 import json
+import pickle
 import sys
 
+import numpy as np
 import pytest
 from conftest import or_skip
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from plaingpt.system.messages import UserError
@@ -50,6 +52,41 @@ def test_an_unknown_character_is_named_with_its_code_point(char, point):
     assert '\n' not in sentence
 
 
+ANY_TEXT = st.text(max_size=40)  # also halves of surrogate pairs
+
+
+@given(st.lists(ANY_TEXT))
+def test_many_texts_of_characters_have_the_ids_of_each(texts):
+    tokenizer = CharTokenizer(sorted(set('a').union(*texts)))
+    encoded = tokenizer.encode_corpus(texts)
+    assert len(encoded) == len(texts)
+    for ids, text in zip(encoded, texts, strict=True):
+        assert ids.dtype == np.uint32
+        assert ids.tolist() == [tokenizer.chars.index(char) for char in text]
+        assert tokenizer.decode(ids.tolist()) == text
+
+
+def test_the_first_of_all_unknown_characters_is_named():
+    with pytest.raises(UserError, match="the character 'x' "):
+        CharTokenizer('abc').encode_corpus(['abc', 'abxy', 'z'])
+
+
+def test_a_long_list_of_known_characters_is_cut():
+    chars = [chr(i) for i in range(0x4e00, 0x4e00 + 5000)]
+    with pytest.raises(UserError) as error:
+        CharTokenizer(chars).encode('a')
+    assert '5000' in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+def test_a_character_tokenizer_travels_to_another_process():
+    tokenizer = CharTokenizer('bca')
+    tokenizer.encode('abc')
+    sent = pickle.dumps(tokenizer)
+    assert len(sent) < 1000
+    assert pickle.loads(sent).encode('abc') == [2, 0, 1]
+
+
 # ---- GPT-2 ----
 
 @pytest.mark.parametrize('text, ids', [
@@ -92,21 +129,6 @@ def test_gpt2_end_of_text_is_a_token_only_where_it_is_special(gpt2):
     assert gpt2.decode(special) == gpt2.decode(plain) == text
 
 
-ODD_TEXTS = [' the', "we'll  see\n\n  x", '日本 🙂\n', 'a<|endoftext|>b', '<|endof',
-             ' ' * 99 + 'a' * 999]
-ANY_TEXT = st.text(st.characters(exclude_categories=['Cs']), max_size=40)
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.lists(ANY_TEXT | st.sampled_from(ODD_TEXTS), min_size=1))
-def test_documents_are_encoded_as_texts_in_which_nothing_is_special(gpt2, texts):
-    ids = []
-    for text in texts:
-        ids += gpt2.encode(text, special=False)
-        ids.append(gpt2.end_of_text)
-    assert gpt2.encode_documents(texts).tolist() == ids
-
-
 def test_a_missing_package_is_one_sentence_with_the_command(gpt2, monkeypatch):
     monkeypatch.setitem(sys.modules, 'tiktoken', None)
     with pytest.raises(UserError, match='pip install tiktoken'):
@@ -114,7 +136,7 @@ def test_a_missing_package_is_one_sentence_with_the_command(gpt2, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, 'gigatoken', None)
     with pytest.raises(UserError, match='pip install gigatoken'):
-        GPT2Tokenizer().encode_documents(['a'])
+        GPT2Tokenizer().encode_corpus(['a'])
 
 
 # ---- as dicts ----
@@ -137,6 +159,7 @@ def test_a_gpt2_tokenizer_survives_its_dict(gpt2):
     {'kind': 'char', 'chars': ['ab']}, {'kind': 'char', 'chars': [1]},
     {'kind': 'char', 'chars': 'abc'}, {'kind': 'char', 'chars': ['a', 'b', 'a']},
     {'kind': 'char', 'chars': [['a']]},
+    {'kind': 'tiktoken'}, {'kind': 'tiktoken', 'name': 'cl100k'}, {'kind': 'tiktoken', 'name': []},
     {'kind': 'tokenizer.json'}, {'kind': 'tokenizer.json', 'json': {}},
 ], ids=repr)
 def test_a_tokenizer_of_unknown_kind_is_refused(meta):

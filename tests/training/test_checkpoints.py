@@ -451,6 +451,7 @@ def test_a_run_of_nanogpt_continues_under_our_weight_decay_and_betas(tmp_path, b
 
 @pytest.mark.parametrize('saved, given, outcome', [
     ('shakespeare_char', 'openwebtext', 'shakespeare_char'),
+    ('a:0.7, b.c:3e-1', 'openwebtext', 'a:0.7, b.c:3e-1'),
     ('/a/folder', '/a/folder', '/a/folder'),  # the user names it, too
     (None, 'openwebtext', 'openwebtext'),     # nanoGPT's file may lack it
 ])
@@ -459,7 +460,9 @@ def test_a_resumed_run_takes_the_data_set_of_its_checkpoint(saved, given, outcom
     assert resuming.data_set({'config': config}, 'a.pt', given) == outcome
 
 
-@pytest.mark.parametrize('saved', ['/a/folder', '../x', '..', '', 'a\nb', 5])
+@pytest.mark.parametrize('saved', [
+    '/a/folder', '../x', '..', '', 'a\nb', 5, 'a:1,/b:1', '../a:1,b:1', '..:1,b:1', 'a:1,b', 'a,b',
+    'a:1,', 'a:/b', 'a:1\n,b:1'])
 def test_a_checkpoint_may_not_name_a_data_set_outside_data(saved):
     sentence = problem(resuming.data_set, {'config': {'dataset': saved}}, 'a.pt', 'openwebtext')
     assert 'a.pt was trained on the data set' in sentence

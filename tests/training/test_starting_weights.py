@@ -173,7 +173,7 @@ RUN = TINY | {
     'init_from': 'scratch', 'resume': 'never', 'plan': False, 'bias': True,
     'lora_rank': 0, 'lora_alpha': 16.0, 'lora_dropout': 0.0, 'lora_targets': 'c_attn',
 }
-META = {'vocab_size': 31}
+META = {'vocab_size': 31, 'tokenizer': {'kind': 'char'}}
 
 
 def test_a_new_model_has_the_shape_of_the_config_and_the_vocabulary_of_the_data():

@@ -1,0 +1,1 @@
+"""From files of text to token files: finding, reading, splitting, tokenizing, and a report."""

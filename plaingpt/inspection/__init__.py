@@ -1,0 +1,1 @@
+"""What a corpus holds, and what tokenizers make of it: the report and the comparison."""
