@@ -113,13 +113,12 @@ class JsonTexts(NamedTuple):
     end: int
 
     def documents(self, reading):
-        """As TextFiles. UserError if a record is no object, or lacks a field."""
-        documents = []
-        skipped = Skipped()
+        """As Records."""
+        records = []
         for number, text in enumerate(self.texts, start=self.first_record):
-            origin = _origin(number, self.path)
-            _add_record(_parsed(text, origin), origin, reading, documents, skipped)
-        return documents, skipped
+            records.append(_parsed(text, _origin(number, self.path)))
+        return Records(self.path, records, self.first_record, self.next,
+                       self.end).documents(reading)
 
 
 class Records(NamedTuple):
@@ -131,7 +130,7 @@ class Records(NamedTuple):
     end: int
 
     def documents(self, reading):
-        """As TextFiles. UserError if a record lacks a field."""
+        """As TextFiles. UserError if a record is no object, or lacks a field."""
         documents = []
         skipped = Skipped()
         for number, record in enumerate(self.records, start=self.first_record):
