@@ -175,7 +175,8 @@ def open_data(trained, name):
         if 'dataset' not in trained.saved.get('config', {}):
             raise UserError(f'{trained.path} does not say which data set it was trained on: name '
                             'one with --dataset')
-        name = resuming.data_set(trained.saved, trained.path)
+        name = resuming.data_set(trained.saved, trained.path,
+                                 remedy='name one data set with --dataset')
         if is_mixture(name):
             raise UserError(f'{trained.path} was trained on a mixture, {name}: name one of its '
                             'data sets with --dataset')

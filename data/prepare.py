@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.abspath(os.path.join(__file__, '..', '..')))
 from configurator import configure
 from plaingpt.corpus.documents import Reading, shown
 from plaingpt.corpus.duplicates import check_kind
-from plaingpt.corpus.file_search import TEXT, find
+from plaingpt.corpus.file_search import COMPARISON_FILE, TEXT, find
 from plaingpt.corpus.preparation import prepare
 from plaingpt.corpus.readers import Source
 from plaingpt.corpus.splitting import Splitting
@@ -28,7 +28,7 @@ from plaingpt.corpus.worker_pool import WorkerPool
 from plaingpt.inspection import tokenizer_comparison
 from plaingpt.inspection.report import write_report
 from plaingpt.system.files import write_atomically
-from plaingpt.system.messages import UserError, complaints, explained
+from plaingpt.system.messages import UserError, complaints, explained, print0
 from plaingpt.text.data_sets import folder_of
 from plaingpt.text.tokenizer_choice import choose
 
@@ -36,19 +36,19 @@ from plaingpt.text.tokenizer_choice import choose
 # Documents
 files = ''                  # folder, file or glob; several with commas between them
 include = ''                # of a folder, only files with such names: '*.py,*.md'
-text_column = 'text'        # field of a record that holds its text
-template = ''               # or a text with fields: '{question}\n{answer}\n'
+text_column = 'text'        # field of a record with its text
+template = ''               # text of a record, made of its fields: '{question}\n{answer}\n'
 chat = False                # True: records are chats with "messages"; adds a loss mask
 min_chars = 1               # {>= 0} shorter documents are left out
 max_chars = 0               # {>= 0} longer documents are left out; 0: no limit
-max_line = 100_000          # {>= 0} of a folder, text with a longer line is left out; 0: no limit
+max_line = 100_000          # {>= 0} in a folder, files with a longer line are left out; 0: none
 dedup = 'none'              # {'none' | 'exact' | 'near'} leave out repeated documents
 # Data set
 dataset = ''                # folder under data/ to write, or an absolute path
 tokenizer = 'gpt2'          # gpt2, cl100k_base, o200k_base, byte, char, bpe:4096, or a path
-sample_bytes = 100_000_000  # {>= 1} of text on which bpe:N is trained
-test_size = 0.05            # {(0, 1)} share of the documents, or of each document, for val.bin
-split = 'auto'              # {'auto' | 'document' | 'tail'} tail: the end of each document is val
+sample_bytes = 100_000_000  # {>= 1} of text to train bpe:N on; compare reads at most 20 MB
+test_size = 0.05            # {(0, 1)} share for val.bin: of the documents, or the tail of each
+split = 'auto'              # {'auto' | 'document' | 'tail'} auto: tail for a single text file
 shard_tokens = 0            # {>= 0} tokens in a file, as train_000.bin; 0: all in train.bin
 # Looking
 report = False              # True: write report.html, which shows what is in the text
@@ -67,6 +67,9 @@ def problems():
         yield 'compare and report exclude each other: choose one'
     if chat and template:
         yield 'chat=True and template exclude each other: choose one'
+    if text_column != 'text' and (chat or template):
+        other = 'chat=True' if chat else 'template'
+        yield f'text_column={text_column!r} has no effect with {other}: leave out one of them'
     if chat and split == 'tail':
         yield "a chat can't be cut: use split='document' with chat=True"
     if 0 < max_chars < min_chars:
@@ -115,9 +118,9 @@ def print_comparison(source, work, folder):
     specs = [spec.strip() for spec in compare.split(',')]
     comparison = tokenizer_comparison.compare(specs, source, work, num_proc, sample_bytes)
     for line in tokenizer_comparison.lines_of(comparison):
-        print(line)
+        print0(line)
     if folder:
-        path = os.path.join(folder, 'compare.json')
+        path = os.path.join(folder, COMPARISON_FILE)
         content = json.dumps(comparison, indent=1).encode()
         with explained(OSError, prefix=f'{path} could not be written: '):
             os.makedirs(folder, exist_ok=True)

@@ -244,7 +244,7 @@ def test_a_data_set_of_another_vocabulary_is_refused(trained, tmp_path):
 
 def test_a_data_set_outside_of_data_is_not_opened_because_a_checkpoint_names_it(trained):
     ended = run_here('evaluate.py', **CPU, out_dir=trained / 'short')
-    assert 'which is not a folder in data/' in refused(ended)
+    assert 'which is not a folder in data/: name one data set with --dataset' in refused(ended)
 
 
 def test_a_model_that_names_no_data_set_asks_for_one(trained, tmp_path):

@@ -112,7 +112,7 @@ def refusal_of_prompt(prompt, kind):
     if kind == 'char':
         for char in prompt:
             if char not in CHARS:
-                return f'U.{ord(char):04X}. is not among'
+                return f'U.{ord(char):04X}. is not in this vocabulary'
     return ''
 
 

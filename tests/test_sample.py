@@ -282,7 +282,7 @@ def test_without_learned_positions_a_model_may_see_more_than_it_was_trained_with
 
 @pytest.mark.parametrize('keys, sentence', [
     # Prompts.
-    (dict(start='abcX'), "the character 'X' (U+0058) is not among the 10"),
+    (dict(start='abcX'), "the character 'X' (U+0058) is not in this vocabulary of 10 "),
     (dict(start=''), 'the prompt has no tokens'),
     (dict(start='FILE:nowhere.txt'), "nowhere.txt' cannot be read"),
     (dict(prompts='p.jsonl'), 'prompts and output go together'),
@@ -322,7 +322,7 @@ def test_what_cannot_be_sampled_is_refused_in_one_sentence(out_dir, keys, senten
 def test_no_prompt_is_completed_if_one_of_them_cannot_be(out_dir, tmp_path, prompts_file):
     prompts = prompts_file('{"prompt": "a"}\n{"prompt": "\\ud800"}')
     ended = sample(out_dir, prompts=prompts, output=tmp_path / 'out.jsonl')
-    assert '(U+D800) is not among the 10' in refused(ended)
+    assert '(U+D800) is not in this vocabulary of 10 ' in refused(ended)
     assert os.listdir(tmp_path) == ['prompts.jsonl']
 
 

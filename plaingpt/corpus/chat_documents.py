@@ -52,7 +52,7 @@ def encode_chats(tokenizer, conversations, origins=None):
         with explained(UserError, prefix=origin):
             chats.append(_segments(tokenizer, messages, special_tokens))
 
-    if special_tokens.stand_alone:
+    if special_tokens.encodes_texts_separately:
         encoded = _encode_pieces(tokenizer, chats)
     else:
         encoded = _encode_segments(tokenizer, chats)
@@ -107,8 +107,10 @@ class _SpecialTokens:
         self.ids = tokenizer.special_ids
         independent = True
         for token in tokenizer.tokenizer.get_added_tokens_decoder().values():
-            if token.content in self.ids:
-                independent &= not (token.lstrip or token.rstrip or token.single_word)
+            # Such a token takes in the space around it, or depends on what stands beside it.
+            looks_around = token.lstrip or token.rstrip or token.single_word
+            if token.content in self.ids and looks_around:
+                independent = False
         # Where two begin at the same place, the longer one counts.
         names = sorted(self.ids, key=len, reverse=True)
         either = '|'.join(re.escape(name) for name in names) or '(?!)'  # (?!) matches nothing
@@ -117,7 +119,7 @@ class _SpecialTokens:
         # Whether the texts between special tokens may be encoded one by one. Some tokenizers put
         # a space before each text.
         adds_nothing = (tokenizer.encode('\na') == tokenizer.encode('\n') + tokenizer.encode('a'))
-        self.stand_alone = independent and adds_nothing
+        self.encodes_texts_separately = independent and adds_nothing
 
     def disguised(self, messages):
         """Replaces the first character of each special token that is written out in a message.
@@ -251,7 +253,8 @@ def _stops_without_a_token(chat):
     """Whether a chat ends with a reply, and the template writes no token at its end."""
     if len(chat) < 3:  # what is read, a reply, and the rest
         return False
-    *_, last_reply, rest = chat
+    last_reply = chat[-2]
+    rest = chat[-1]
     if rest.pieces:
         return False
     return not last_reply.pieces or isinstance(last_reply.pieces[-1], str)

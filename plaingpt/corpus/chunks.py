@@ -1,13 +1,14 @@
 """
 Chunks of a corpus: about a megabyte of documents, as a reader hands it to a worker.
 
-Each chunk can be pickled, and has `end`, the bytes of all files that are read when it is done,
-`next`, the Place where reading continues after it, and documents(reading), which a worker calls.
+Each chunk can be pickled, and has `bytes_read`, those of all files that are read when it is
+done, `next_place`, where reading continues after it, and documents(reading), which a worker calls.
 """
 import json
 from typing import NamedTuple
 
 from plaingpt.corpus.documents import Document, Extent, Skipped, shown
+from plaingpt.corpus.json_stream import kind_of_value
 from plaingpt.corpus.utf8 import decoded, is_binary
 from plaingpt.system.messages import UserError
 
@@ -29,8 +30,8 @@ START = Place(0, 0)
 class TextFiles(NamedTuple):
     """Whole files, each of which is a document."""
     files: list   # (path, bytes)
-    next: Place
-    end: int
+    next_place: Place
+    bytes_read: int
 
     def documents(self, reading):
         """Returns a list of Documents, and what was Skipped.
@@ -58,8 +59,8 @@ class TextPiece(NamedTuple):
     content: bytes
     first_byte: int
     extent: Extent
-    next: Place
-    end: int
+    next_place: Place
+    bytes_read: int
 
     def documents(self, reading):
         text = decoded(self.content, self.path, self.first_byte)
@@ -70,8 +71,8 @@ class SkippedFile(NamedTuple):
     """A file that is left out, because it is damaged, or large and not as text should be."""
     path: str
     reason: str
-    next: Place
-    end: int
+    next_place: Place
+    bytes_read: int
 
     def documents(self, reading):
         skipped = Skipped()
@@ -85,8 +86,8 @@ class JsonLines(NamedTuple):
     content: bytes
     first_byte: int
     first_line: int   # its number, counted from 1
-    next: Place
-    end: int
+    next_place: Place
+    bytes_read: int
 
     def documents(self, reading):
         """As TextFiles. UserError if a line is no JSON object, or lacks a field."""
@@ -109,16 +110,16 @@ class JsonTexts(NamedTuple):
     path: str
     texts: list
     first_record: int  # its number, counted from 1
-    next: Place
-    end: int
+    next_place: Place
+    bytes_read: int
 
     def documents(self, reading):
         """As Records."""
         records = []
         for number, text in enumerate(self.texts, start=self.first_record):
             records.append(_parsed(text, _origin(number, self.path)))
-        return Records(self.path, records, self.first_record, self.next,
-                       self.end).documents(reading)
+        return Records(self.path, records, self.first_record, self.next_place,
+                       self.bytes_read).documents(reading)
 
 
 class Records(NamedTuple):
@@ -126,8 +127,8 @@ class Records(NamedTuple):
     path: str
     records: list
     first_record: int  # its number, counted from 1
-    next: Place
-    end: int
+    next_place: Place
+    bytes_read: int
 
     def documents(self, reading):
         """As TextFiles. UserError if a record is no object, or lacks a field."""
@@ -143,8 +144,8 @@ class TableRows(NamedTuple):
     path: str
     content: bytes     # record batches as a stream in Arrow's own format
     first_record: int
-    next: Place
-    end: int
+    next_place: Place
+    bytes_read: int
 
     def documents(self, reading):
         """As Records. UserError if a value can't be read, such as a text that is not UTF-8."""
@@ -157,8 +158,8 @@ class TableRows(NamedTuple):
                 except ValueError:
                     self._find_damage(batch, self.first_record + len(records))
                     raise  # not reached
-        return Records(self.path, records, self.first_record, self.next,
-                       self.end).documents(reading)
+        return Records(self.path, records, self.first_record, self.next_place,
+                       self.bytes_read).documents(reading)
 
     def _find_damage(self, batch, first_record):
         for row in range(batch.num_rows):
@@ -189,9 +190,8 @@ def _parsed(text, origin):
 def _add_record(record, origin, reading, documents, skipped):
     """Adds the Document of a record to documents, or the reason why not to skipped."""
     if not isinstance(record, dict):
-        kind = type(record).__name__
-        raise UserError(f'{origin} is a JSON {kind}, not an object with fields: write each record '
-                        'as {"text": "…"}')
+        raise UserError(f'{origin} is {kind_of_value(record)}, not an object with fields: write '
+                        'each record as {"text": "…"}')
     document = reading.document(record, origin)
     reason = reading.reason_to_skip(document)
     if reason is None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from plaingpt.corpus.documents import Skipped
 from plaingpt.corpus.lengths import Lengths
+from plaingpt.system.messages import counted
 from plaingpt.text.data_sets import SPLITS
 
 
@@ -49,18 +50,23 @@ class Counts:
         return cls(**{**saved, 'lengths': Lengths.from_json(saved['lengths']),
                       'skipped': Skipped(**saved['skipped'])})
 
-    def describe(self, dedup):
-        """Lines for people: what was read, left out and written. dedup: as in Work."""
-        lengths = self.lengths
-        lines = [f'documents  {lengths.documents:,}, of {lengths.quantile(0.5):,} characters in '
-                 f'the median, {lengths.smallest:,} to {lengths.largest:,}']
+    def describe(self, dedup, names_flags=True):
+        """Lines for people: what was read, left out and written.
+
+        dedup: as in Work. names_flags: whether advice names flags of data/prepare.py."""
+        lines = [f'documents  {self._documents_and_lengths()}']
         for reason, count in sorted(self.skipped.counts.items()):
-            lines.append(f'left out   {count:,} {reason}, such as {self.skipped.examples[reason]}')
+            lines.append(f'left out   {count:,}: {reason}, such as '
+                         f'{self.skipped.examples[reason]}')
+        if self.lengths.documents == 0:
+            return lines
         if self.duplicates and dedup == 'none':
-            lines.append(f'repeated   {self.duplicates:,} equal an earlier one: --dedup=exact '
-                         'drops them')
+            verb = 'equals' if self.duplicates == 1 else 'equal'
+            remedy = ': --dedup=exact drops repetitions' if names_flags else ''
+            lines.append(f'repeated   {self.duplicates:,} {verb} an earlier one{remedy}')
         elif self.duplicates:
-            lines.append(f'dropped    {self.duplicates:,} that repeat an earlier one')
+            verb = 'repeats' if self.duplicates == 1 else 'repeat'
+            lines.append(f'dropped    {self.duplicates:,} that {verb} an earlier one')
         tokens = sum(self.tokens.values())
         size = f'text       {self.bytes / 1e6:,.1f} MB, {tokens:,} tokens'
         if self.learned:
@@ -71,5 +77,16 @@ class Counts:
         for split in SPLITS:
             share = self.tokens[split] / max(tokens, 1)
             lines.append(f'{split:<11}{self.tokens[split]:,} tokens ({share:.1%}) of '
-                         f'{self.documents[split]:,} documents')
+                         f'{counted(self.documents[split], "document")}')
         return lines
+
+    def _documents_and_lengths(self):
+        lengths = self.lengths
+        if lengths.documents == 0:
+            return '0'
+        if lengths.documents == 1:
+            return f'1, with {counted(lengths.largest, "character")}'
+        if lengths.smallest == lengths.largest:
+            return f'{lengths.documents:,}, with {counted(lengths.largest, "character")} each'
+        return (f'{lengths.documents:,}, with {lengths.smallest:,} to {lengths.largest:,} '
+                f'characters, {lengths.quantile(0.5):,} in the median')

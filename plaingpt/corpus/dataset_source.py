@@ -18,33 +18,35 @@ class DatasetSource:
         self.text_column = text_column
         self.identity = identity
         self.skipped = Skipped()
-        self.documents = sum(len(documents) for documents in splits.values())
+        self.splits_itself = True
+        self.total = sum(len(dataset) for dataset in splits.values())  # of documents
         # Shuffled splits share one table, which has all documents.
-        self.size = max(documents.data.nbytes for documents in splits.values())
+        self.size = max(dataset.data.nbytes for dataset in splits.values())
 
     def chunks(self, first=START):
         """Yields the chunks from a Place on, whose file is the number of a split."""
-        documents_per_chunk = max(1, CHUNK_BYTES * self.documents // (self.size + 1))
-        done = sum(len(documents) for documents in list(self.splits.values())[:first.file])
-        for number, (split, documents) in enumerate(self.splits.items()):
-            begin = first.chunk * documents_per_chunk if number == first.file else 0
+        documents_per_chunk = max(1, CHUNK_BYTES * self.total // (self.size + 1))
+        done = 0  # documents in the splits so far
+        for number, (split, dataset) in enumerate(self.splits.items()):
             if number < first.file:
+                done += len(dataset)
                 continue
-            for start in range(begin, len(documents), documents_per_chunk):
-                texts = documents[start:start + documents_per_chunk][self.text_column]
+            begin = first.chunk * documents_per_chunk if number == first.file else 0
+            for start in range(begin, len(dataset), documents_per_chunk):
+                texts = dataset[start:start + documents_per_chunk][self.text_column]
                 following = Place(number, start // documents_per_chunk + 1)
-                read = done + start + len(texts)
-                yield Texts(texts, split, start, following, self.size * read // self.documents)
-            done += len(documents)
+                bytes_read = self.size * (done + start + len(texts)) // self.total
+                yield Texts(texts, split, start, following, bytes_read)
+            done += len(dataset)
 
 
 class Texts(NamedTuple):
     """Texts of one split, a chunk as in chunks.py."""
     texts: list
     split: str
-    first: int    # number of the first one in its split
-    next: Place
-    end: int      # in proportion to the documents
+    first: int         # number of the first one in its split
+    next_place: Place
+    bytes_read: int    # in proportion to the documents
 
     def documents(self, reading):
         """Returns a list of Documents, and nothing Skipped. A null is an empty document."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from plaingpt.corpus.chat_messages import check_messages, reason_against, text_of
+from plaingpt.corpus.json_stream import kind_of_value
 from plaingpt.system.messages import UserError
 
 ESCAPES = {'\\n': '\n', '\\t': '\t', '\\\\': '\\'}  # what a shell passes on as it is typed
@@ -39,6 +40,11 @@ class Document(NamedTuple):
     def chars(self):
         """Number of characters of the document, even if this is only a piece of it."""
         return self.extent.all_chars if self.extent else len(self.text)
+
+    @property
+    def begins(self):
+        """Whether this is a document from its beginning on, and not a later piece of one."""
+        return self.extent is None or self.extent.first_char == 0
 
 
 @dataclass
@@ -115,9 +121,8 @@ class Reading:
         if value is None:
             return ''
         if not isinstance(value, str):
-            kind = type(value).__name__
-            raise UserError(f'the field {name!r} of {origin} holds a {kind}, not text: choose '
-                            f'another field with {self._flag()}')
+            raise UserError(f'the field {name!r} of {origin} holds {kind_of_value(value)}, not '
+                            f'text: choose another field with {self._flag()}')
         return value
 
     def _filled_template(self, record, origin):
@@ -128,9 +133,8 @@ class Reading:
                 continue
             value = record[name]
             if isinstance(value, (dict, list)):
-                kind = type(value).__name__
-                raise UserError(f'the field {name!r} of {origin} holds a {kind}, which a template '
-                                'cannot show: name a field with text or a number')
+                raise UserError(f'the field {name!r} of {origin} holds {kind_of_value(value)}, '
+                                'which a template cannot show: name a field with text or a number')
             if value is None:
                 pieces.append('')
             elif isinstance(value, bool):

@@ -21,10 +21,9 @@ import numpy as np
 
 from plaingpt.corpus.hash_index import GrowingArray, HashIndex, short_key
 from plaingpt.corpus.shingles import SHINGLE, shingles_of
-from plaingpt.corpus.splitting import hashes_of
 from plaingpt.system.messages import UserError
 
-KINDS = ('none', 'exact', 'near')
+DEDUP_KINDS = ('none', 'exact', 'near')
 
 BANDS = 16
 ROWS = 8            # a band is one uint64 of 8 values
@@ -37,9 +36,9 @@ MAX_CHARS = 10**6   # near duplicates are judged by the beginning of a document
 # ---- in a worker: fingerprints ----
 
 def check_kind(kind):
-    """UserError if kind is not one of KINDS, or if its package is missing."""
-    if kind not in KINDS:
-        raise UserError(f'dedup={kind!r} is unknown: choose among {", ".join(KINDS)}')
+    """UserError if kind is not one of DEDUP_KINDS, or if its package is missing."""
+    if kind not in DEDUP_KINDS:
+        raise UserError(f'dedup={kind!r} is unknown: choose among {", ".join(DEDUP_KINDS)}')
     if kind == 'near':
         _rensa()
 
@@ -62,15 +61,13 @@ def fingerprint_width(kind):
     return 1 + BANDS if kind == 'near' else 1
 
 
-def fingerprints_of(kind, texts, hashes=None):
+def fingerprints_of(kind, texts, hashes):
     """The fingerprints of n texts, for FirstOccurrences: uint64 (n, fingerprint_width(kind)).
 
-    hashes: hashes_of(texts) if they are known already, or if each text is only the beginning of a
-    document. Column 0 holds them; the others of 'near' are the bands.
+    hashes: hashes_of(texts), or of the documents of which the texts are the beginnings. Column 0
+    holds them; the others of 'near' are the bands.
 
     UserError if rensa is missing, for 'near'."""
-    if hashes is None:
-        hashes = hashes_of(texts)
     hashes = np.asarray(hashes, np.uint64)
     if kind != 'near':
         return hashes.reshape(-1, 1)

@@ -11,23 +11,27 @@ from typing import NamedTuple
 
 from plaingpt.corpus.documents import Skipped, shown
 from plaingpt.corpus.ignore_rules import IgnoreRules
+from plaingpt.corpus.journal import PROGRESS_FILE, TOKENIZER_FILE
 from plaingpt.corpus.utf8 import HEAD_BYTES, is_binary
 from plaingpt.system.messages import UserError
+from plaingpt.text.publishing import REPORT_FILES, TIKTOKEN_FILE
+from plaingpt.text.tokenizer_folder import TOKENIZER_JSON
 
 TEXT = 'text'
-KINDS = {'.jsonl': 'JSON Lines', '.ndjson': 'JSON Lines', '.json': 'JSON', '.csv': 'CSV',
-         '.tsv': 'CSV', '.parquet': 'Parquet'}  # all other files are text
+FILE_KINDS = {'.jsonl': 'JSON Lines', '.ndjson': 'JSON Lines', '.json': 'JSON', '.csv': 'CSV',
+              '.tsv': 'CSV', '.parquet': 'Parquet'}  # all other files are text
 COMPRESSIONS = {'.gz': 'gzip', '.zst': 'zstd'}
 # What a preparation writes into the folder of its data set.
-WRITTEN = ('train*.bin', 'val*.bin', 'meta.json', 'tokenizer.json', 'tokenizer.tiktoken',
-           'progress*.json', '*.part', 'report.html', 'report.json', 'lengths.png', 'compare.json')
+COMPARISON_FILE = 'compare.json'  # of --compare
+WRITTEN = ('train*.bin', 'val*.bin', 'meta.json', TOKENIZER_JSON, TIKTOKEN_FILE, '*.part',
+           PROGRESS_FILE, TOKENIZER_FILE, *REPORT_FILES, COMPARISON_FILE)
 
 
 @dataclass(frozen=True)
 class Found:
     """The files of a corpus, in the order in which they are read."""
     paths: list
-    kind: str        # TEXT or a value of KINDS
+    kind: str        # TEXT or a value of FILE_KINDS
     walked: bool     # whether a folder was walked, where not every file need be text
     skipped: Skipped
 
@@ -41,8 +45,8 @@ def suffix_of(path):
 
 
 def kind_of(path):
-    """What a file holds, by the end of its name: TEXT or a value of KINDS."""
-    return KINDS.get(suffix_of(path), TEXT)
+    """What a file holds, by the end of its name: TEXT or a value of FILE_KINDS."""
+    return FILE_KINDS.get(suffix_of(path), TEXT)
 
 
 def find(files, include='', wants_records=False, output=None):
@@ -66,7 +70,8 @@ def find(files, include='', wants_records=False, output=None):
     if not matches:
         among = f' with include={include!r}' if include else ''
         if skipped.counts:
-            left_out = ', '.join(f'{count:,} {reason}' for reason, count in skipped.counts.items())
+            left_out = ', '.join(f'{reason}: {count:,}'
+                                 for reason, count in skipped.counts.items())
             raise UserError(f'of the files in files={files!r}{among}, none can be used '
                             f'({left_out}): name other files')
         raise UserError(f'no file matches files={files!r}{among}: check the pattern, which is '
@@ -80,8 +85,10 @@ def find(files, include='', wants_records=False, output=None):
     if len(first_of_kind) > 1:
         kinds = ' and '.join(f'{kind} ({shown(os.path.basename(path))})'
                              for kind, path in sorted(first_of_kind.items()))
-        raise UserError(f'files={files!r} matches {kinds}: prepare one kind at a time, chosen by '
-                        "the pattern or by --include='*.jsonl'")
+        remedy = 'name files of one kind'
+        if walked:
+            remedy += ", or choose those of a folder with --include='*.jsonl'"
+        raise UserError(f'files={files!r} matches {kinds}: {remedy}')
     kind, = first_of_kind
     return Found([match.path for match in matches], kind, walked, skipped)
 
@@ -104,8 +111,7 @@ def _used(matches, output, skipped):
         if folder == output and any(fnmatch.fnmatch(name, pattern) for pattern in WRITTEN):
             continue
         other = by_file.get(real, match)
-        # Of two links to a file, one may lack the end of the name, which tells the kind.
-        best = min(other, match, key=lambda one: (suffix_of(one.path) == '', len(one.path)))
+        best = min(other, match, key=_rank_among_links)
         by_file[real] = _Match(best.path, match.is_named or other.is_named)
 
     used = []
@@ -116,6 +122,14 @@ def _used(matches, output, skipped):
         else:
             skipped.add(reason, shown(match.path))
     return used
+
+
+def _rank_among_links(match):
+    """The smallest for the best of the matches that are links to the same file.
+
+    One may lack the end of the name, which tells the kind; else the shortest is best."""
+    lacks_kind = suffix_of(match.path) == ''
+    return lacks_kind, len(match.path)
 
 
 def _reason_against(path):
@@ -236,9 +250,11 @@ def _entered(folder, names, ignored, skipped):
     entered = []
     for name in names:
         path = os.path.join(folder, name)
-        if name.startswith('.') or ignored.excludes(path + '/'):
+        if name.startswith('.'):
             continue
-        if os.path.islink(path):
+        if ignored.excludes(path + '/'):
+            skipped.add('a folder in .gitignore', shown(path))
+        elif os.path.islink(path):
             skipped.add('a link to a folder', shown(path))
         else:
             entered.append(name)

@@ -10,7 +10,7 @@ from plaingpt.system.folder_lock import lock_folder
 from plaingpt.system.messages import explained
 from plaingpt.text.publishing import remove_parts
 
-FILE = 'progress.json'
+PROGRESS_FILE = 'progress.json'
 TOKENIZER_FILE = 'progress_tokenizer.json'  # see vocabulary.py
 FINGERPRINTS_FILE = 'fingerprints.part'     # see preparation.py
 
@@ -32,7 +32,7 @@ class Journal:
 
     def __init__(self, folder, inputs):
         self.folder = folder
-        self.path = os.path.join(folder, FILE)
+        self.path = os.path.join(folder, PROGRESS_FILE)
         self.digest = digest_of(inputs)
         self.state = {}  # of an earlier run; {} if there is none
         try:

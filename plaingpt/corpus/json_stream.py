@@ -1,5 +1,6 @@
 """
 The records of a JSON file of any size, parsed one after another while its text arrives in blocks.
+Also, the names of JSON's kinds of values.
 """
 import json
 import re
@@ -10,6 +11,8 @@ MAX_RECORD_CHARS = 2**28  # a string that is never closed must not fill the memo
 # An error so near to the end of the text may come from a word or an escape that goes on behind it.
 LONGEST_WORD = 16         # -Infinity, or \\ud83d\\ude00
 SPACE = re.compile(r'[ \t\r\n]*')
+VALUE_KINDS = {dict: 'an object', list: 'a list', str: 'a text', int: 'a number',
+               float: 'a number', bool: 'a boolean', type(None): 'null'}
 ADVICE = 'write an array of objects, or one object a line in a .jsonl file'
 
 
@@ -39,6 +42,11 @@ def records_of(blocks, name):
     if text.next_char():
         raise UserError(f'{name} goes on after an array with {text.records} records: write all '
                         'records into one array')
+
+
+def kind_of_value(value):
+    """What a value is, for messages: 'a number'. Parquet also has values that JSON lacks."""
+    return VALUE_KINDS.get(type(value), f'a value of type {type(value).__name__}')
 
 
 class _Text:

@@ -4,30 +4,34 @@ The unfinished token files of a split: one, or shards of equal length, written i
 They are called train.bin.part, or train_000.bin.part and so on, until publishing.py makes them a
 data set.
 """
-import glob
 import os
 
 import numpy as np
+
+from plaingpt.system.files import remove
+from plaingpt.text.shards import shard_path, shards_of
 
 
 class PartFiles:
     """What is written for one split.
 
-    stem: 'train', 'val', or 'train_mask'. dtype: of the values. shard_tokens: values in a shard; 0:
-    all in one file. ending: of the names of the files."""
+    whole: the path of the only file, such as folder/train.bin.part, or of what is cut into shards.
+    dtype: of the values. shard_tokens: values in a shard; 0: all in one file."""
 
-    def __init__(self, folder, stem, dtype, shard_tokens=0, ending='.bin.part'):
-        self.folder = folder
-        self.stem = stem
-        self.ending = ending
+    def __init__(self, whole, dtype, shard_tokens=0):
+        self.whole = whole
         self.dtype = np.dtype(dtype)
         self.shard_tokens = shard_tokens
         self.tokens = 0   # written so far
         self.file = None  # the one that is being written
 
+    @property
+    def name(self):
+        """'train', 'val_mask' or 'fingerprints'."""
+        return os.path.basename(self.whole).removesuffix('.part').removesuffix('.bin')
+
     def path(self, shard):
-        name = f'{self.stem}_{shard:03d}' if self.shard_tokens else self.stem
-        return os.path.join(self.folder, f'{name}{self.ending}')
+        return shard_path(self.whole, shard) if self.shard_tokens else self.whole
 
     def holds(self, tokens):
         """Whether the files on disk have at least so many values."""
@@ -46,10 +50,10 @@ class PartFiles:
         shard, rest = self._locate(tokens)
         complete = {self.path(number) for number in range(shard)}
         current = self.path(shard)
-        pattern = os.path.join(glob.escape(self.folder), f'{self.stem}*{self.ending}')
-        for path in glob.glob(pattern):
-            if self._is_own(path) and path not in complete and (path != current or rest == 0):
-                os.remove(path)
+        used = {*complete, current} if rest > 0 else complete
+        for path in (self.whole, *shards_of(self.whole).values()):
+            if path not in used:
+                remove([path])
         for path in complete:
             os.truncate(path, self.shard_tokens * self.dtype.itemsize)
         if rest > 0:
@@ -89,8 +93,3 @@ class PartFiles:
         if self.shard_tokens:
             return divmod(tokens, self.shard_tokens)
         return 0, tokens
-
-    def _is_own(self, path):
-        """Whether a .part file belongs to this split: 'train_mask' begins with 'train', too."""
-        ending = os.path.basename(path)[len(self.stem):].removesuffix(self.ending)
-        return ending == '' or ending.removeprefix('_').isdigit()

@@ -14,13 +14,13 @@ import numpy as np
 from plaingpt.corpus.chunks import START, Place
 from plaingpt.corpus.counts import Counts
 from plaingpt.corpus.duplicates import FirstOccurrences, check_kind, fingerprint_width
-from plaingpt.corpus.journal import Journal, claim
+from plaingpt.corpus.journal import FINGERPRINTS_FILE, Journal, claim
 from plaingpt.corpus.part_files import PartFiles
 from plaingpt.corpus.progress import Progress
 from plaingpt.corpus.tokenization import tokenize
 from plaingpt.corpus.worker_pool import WorkerPool
-from plaingpt.system.messages import UserError, explained, warn
-from plaingpt.text.data_sets import SPLITS, open_data_set
+from plaingpt.system.messages import UserError, counted, explained, print0, warn
+from plaingpt.text.data_sets import SPLITS, mask_path, open_data_set
 from plaingpt.text.publishing import publish
 from plaingpt.text.token_files import DTYPES, dtype_for
 
@@ -40,42 +40,59 @@ def prepare(folder, source, work, tokenizer, num_proc, name, shard_tokens=0):
     preparation = Preparation(folder, source, work, tokenizer, shard_tokens)
     counts = preparation.published()
     if counts is not None:
-        print(f'{folder} has been prepared from the same files, so nothing is left to do')
         preparation.close()
+        print0(f'{folder} has been prepared from the same files, so nothing is left to do')
         return counts
     with WorkerPool(num_proc, work) as pool:
         counts = preparation.run(pool)
-    for line in counts.describe(work.dedup):
-        print(line)
-    _check_splits(counts, work)
-    publish(folder, tokenizer, counts.tokens, name,
-            preparation={'inputs': preparation.journal.digest, 'counts': counts.to_json()})
-    preparation.close()
+    names_flags = not source.splits_itself
+    problem = _problem_of_splits(counts, work, names_flags)
+    if problem is None:
+        publish(folder, tokenizer, counts.tokens, name,
+                preparation={'inputs': preparation.journal.digest, 'counts': counts.to_json()})
+        preparation.close()
+    # The data set is finished first, because printing ends the process once nobody reads it.
+    for line in counts.describe(work.dedup, names_flags):
+        print0(line)
+    if problem is not None:
+        raise UserError(problem)
     return counts
 
 
-def _check_splits(counts, work):
-    """UserError, with what to do, if a split has no text or a chat nothing to learn."""
+def _problem_of_splits(counts, work, names_flags):
+    """Why the splits make no data set, and what to do, or None if they do.
+
+    names_flags: whether the advice names flags of data/prepare.py."""
     documents = counts.lengths.documents
     if documents == 0:
-        raise UserError('no document was found in the files: check --files, and why documents '
-                        'were left out')
+        if not names_flags:
+            return 'the source has no documents: check where they come from'
+        return ('no document was found in the files: check --files, and why documents were left '
+                'out')
     for split, tokens in counts.tokens.items():
-        if tokens == 0:
-            remedy = 'use another --test_size, or more text'
-            if work.splitting.by == 'document':
-                remedy = ('use more documents, another --test_size, or --split=tail, which cuts '
-                          'each document in two')
-            raise UserError(f'no text is left for {split}.bin of {documents:,} documents: {remedy}')
+        if tokens > 0:
+            continue
+        other = 'val' if split == 'train' else 'train'
+        remedy = 'use another --test_size, or more text'
+        if work.splitting.by == 'tail':
+            return (f'{split}.bin would be empty: all text of {counted(documents, "document")} '
+                    f'went to {other}; {remedy}')
+        # A chat can't be cut.
+        if names_flags and not work.reading.chat:
+            remedy = ('use --split=tail, which cuts each document in two, another --test_size, or '
+                      'more documents')
+        return (f'{split}.bin would be empty: all documents ({documents:,}) went to {other}; '
+                f'{remedy}')
     if work.reading.chat and counts.learned == 0:
-        raise UserError("the tokenizer's chat template writes no replies, so there is nothing to "
-                        'learn: choose another --tokenizer')
+        return ("the tokenizer's chat template writes no replies, so there is nothing to learn: "
+                'choose another --tokenizer')
+    return None
 
 
 class Preparation:
     """Writes the tokens of a source into the .part files of a folder.
 
-    source: gives chunks(first), size and identity, as Source in readers.py.
+    source: has chunks(first), size, identity, skipped and splits_itself, as Source in readers.py.
     work: the Work, with a tokenizer. shard_tokens: see PartFiles."""
 
     def __init__(self, folder, source, work, tokenizer, shard_tokens=0):
@@ -88,14 +105,17 @@ class Preparation:
         self.masks = {}
         dtype = DTYPES[dtype_for(tokenizer.vocab_size)]
         for split in SPLITS:
-            self.ids[split] = PartFiles(folder, split, dtype, shard_tokens)
+            path = os.path.join(folder, f'{split}.bin.part')
+            self.ids[split] = PartFiles(path, dtype, shard_tokens)
             if work.reading.chat:
-                self.masks[split] = PartFiles(folder, f'{split}_mask', np.uint8, shard_tokens)
+                path = mask_path(folder, split, '.part')
+                self.masks[split] = PartFiles(path, np.uint8, shard_tokens)
         # What has occurred is read again on a resume.
         self.occurrences = FirstOccurrences(work.fingerprint)
-        self.fingerprints = PartFiles(folder, 'fingerprints', np.uint64, ending='.part')
+        self.fingerprints = PartFiles(os.path.join(folder, FINGERPRINTS_FILE), np.uint64)
         self.drops = work.dedup != 'none'  # repeated documents, of which the first one is kept
-        self.drops_pieces = False  # whether the large document that is being read is a duplicate
+        # Whether the last document that was read is dropped, so that its later pieces are, too.
+        self.drops_pieces = False
 
     def run(self, pool):
         """Completes the .part files with a WorkerPool. Returns the Counts.
@@ -111,15 +131,14 @@ class Preparation:
         with self._explaining_full_disk():
             place, done = self._resume()
         if place != START:
-            print(f'resuming after {done / 1e6:,.1f} of {self.source.size / 1e6:,.1f} MB',
-                  flush=True)
+            print0(f'resuming after {done / 1e6:,.1f} of {self.source.size / 1e6:,.1f} MB')
         saved = time.monotonic()
         room_checked = False
         with Progress('tokenizing', self.source.size, done) as progress:
             for chunk, tokenized in pool.map(tokenize, self.source.chunks(place)):
                 with self._explaining_full_disk():
                     self._write(tokenized)
-                place, done = chunk.next, chunk.end
+                place, done = chunk.next_place, chunk.bytes_read
                 progress.show(done, len(tokenized.ids))
                 if not room_checked:
                     self._check_room(done)
@@ -173,12 +192,12 @@ class Preparation:
         """Opens the files where an earlier run left them. Returns the Place, and bytes read."""
         state = self.journal.state
         written = state.get('written', {})
-        is_intact = all(file.holds(written.get(file.stem, 0)) for file in self._files())
+        is_intact = all(file.holds(written.get(file.name, 0)) for file in self._files())
         if not state or not is_intact:
             self.journal.clear()
             state, written = {}, {}
         for file in self._files():
-            file.begin(written.get(file.stem, 0))
+            file.begin(written.get(file.name, 0))
         if not state:
             self.counts.skipped.merge(self.source.skipped)
             return START, 0
@@ -200,7 +219,7 @@ class Preparation:
             self.journal.save({
                 'place': place,
                 'done': done,
-                'written': {file.stem: file.tokens for file in self._files()},
+                'written': {file.name: file.tokens for file in self._files()},
                 'drops_pieces': self.drops_pieces,
                 'counts': self.counts.to_json()})
 

@@ -5,6 +5,8 @@ import time
 
 from tqdm import tqdm
 
+from plaingpt.system.messages import print0
+
 LINE_SECONDS = 30  # between lines
 
 
@@ -46,5 +48,5 @@ class Progress:
         seconds = now - self.began
         minutes_left = (self.total - done) * seconds / (done - self.begin) / 60
         speed = f'{self.tokens / seconds:,.0f} tokens/s, ' if self.tokens else ''
-        print(f'{self.name}: {done / 1e6:,.0f} of {self.total / 1e6:,.0f} MB, {speed}'
-              f'{minutes_left:.1f} minutes left', flush=True)
+        print0(f'{self.name}: {done / 1e6:,.0f} of {self.total / 1e6:,.0f} MB, {speed}'
+               f'{minutes_left:.1f} minutes left')

@@ -35,6 +35,7 @@ class Source:
             self.sizes.append(status.st_size)
             self.identity.append([os.path.abspath(path), status.st_size, status.st_mtime_ns])
         self.size = sum(self.sizes)
+        self.splits_itself = False  # whether each Document says which split it belongs to
 
     def chunks(self, first=START):
         """Yields the chunks from a Place on. UserError if a file can't be read or is damaged."""
@@ -52,8 +53,8 @@ class Source:
                 chunks = enumerate(read(path, raw, stream, self.reading), start=1)
                 for number, (make_chunk, done) in itertools.islice(chunks, skip, None):
                     # A file may have grown since its size was taken.
-                    end = before + min(done, self.sizes[file])
-                    yield make_chunk(next=Place(file, number), end=end)
+                    bytes_read = before + min(done, self.sizes[file])
+                    yield make_chunk(next_place=Place(file, number), bytes_read=bytes_read)
             before += self.sizes[file]
 
     def _text_chunks(self, first):

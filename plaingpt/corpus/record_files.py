@@ -2,7 +2,8 @@
 Files of records: JSON Lines, JSON, CSV and Parquet, read piece by piece.
 
 Each function takes (path, raw, stream, reading), with the file as compressed_files.opened() gives
-it. It yields (constructor of a chunk, which lacks next and end; bytes of the file read so far).
+it. It yields (constructor of a chunk, which lacks next_place and bytes_read; bytes of the file
+read so far).
 """
 import csv
 import functools

@@ -14,6 +14,7 @@ from plaingpt.corpus.documents import Reading, Skipped
 from plaingpt.corpus.duplicates import fingerprints_of, method_of
 from plaingpt.corpus.splitting import Splitting, key_of
 from plaingpt.system.messages import UserError, explained
+from plaingpt.text.token_bytes import utf8_length
 from plaingpt.text.token_files import pack
 from plaingpt.text.tokenizers import load_tokenizer
 
@@ -67,12 +68,13 @@ def tokenize(work, chunk):
         for part in work.splitting.parts(document):
             parts.append(part)
             part_document.append(number)
+    masks = []
     if work.reading.chat:
         pieces, masks = _encode_chats(work, documents)
     else:
-        pieces, masks = _encode_texts(work, documents, parts, part_document)
+        pieces = _encode_texts(work, documents, parts, part_document)
 
-    begins = [document.extent is None or document.extent.first_char == 0 for document in documents]
+    begins = [document.begins for document in documents]
     firsts = list(itertools.compress(documents, begins))
     keys = np.array([key_of(document) for document in firsts], dtype=np.uint64)
     fingerprints = fingerprints_of(work.fingerprint, [document.text for document in firsts], keys)
@@ -86,13 +88,13 @@ def tokenize(work, chunk):
         part_tokens=np.array([len(piece) for piece in pieces], dtype=np.int64),
         begins=np.array(begins, dtype=bool),
         chars=np.array([document.chars for document in documents], dtype=np.int64),
-        bytes=np.array([_utf8_length(document.text) for document in documents], dtype=np.int64),
+        bytes=np.array([utf8_length(document.text) for document in documents], dtype=np.int64),
         fingerprints=fingerprints,
         skipped=skipped)
 
 
 def _encode_texts(work, documents, parts, part_document):
-    """The ids of each part, with the end of text where one is due, and no masks."""
+    """The ids of each part, with the end of text where one is due."""
     texts = [part.text for part in parts]
     try:
         pieces = work.tokenizer.encode_corpus(texts)
@@ -100,12 +102,12 @@ def _encode_texts(work, documents, parts, part_document):
         pieces = [_encode_alone(work, documents[number], text)
                   for number, text in zip(part_document, texts, strict=True)]
     if work.tokenizer.end_of_text is None:
-        return pieces, []
+        return pieces
     end = np.array([work.tokenizer.end_of_text], np.uint32)
     ended = []
     for piece, part in zip(pieces, parts, strict=True):
         ended.append(np.concatenate([piece, end]) if part.is_end else piece)
-    return ended, []
+    return ended
 
 
 def _encode_alone(work, document, text):
@@ -125,7 +127,3 @@ def _encode_chats(work, documents):
         pieces.append(ids)
         masks.append(mask)
     return pieces, masks
-
-
-def _utf8_length(text):
-    return len(text) if text.isascii() else len(text.encode('utf-8', 'surrogatepass'))

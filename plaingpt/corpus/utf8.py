@@ -67,7 +67,7 @@ def decoded_blocks(stream, path, size):
             if head.startswith(BYTE_ORDER_MARK):
                 block = block[len(BYTE_ORDER_MARK):]
                 position = len(BYTE_ORDER_MARK)
-        is_end = not block and position > 0 or not head
+        is_end = not block  # also of a file that is only a byte order mark
         pending = len(decoder.getstate()[0])
         try:
             text = decoder.decode(block, final=is_end)

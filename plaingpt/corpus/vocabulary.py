@@ -69,7 +69,7 @@ def _characters(pool, source):
     """Yields texts that hold all characters of a source."""
     with Progress('collecting characters', source.size) as progress:
         for chunk, text in pool.map(characters_of, source.chunks()):
-            progress.show(chunk.end)
+            progress.show(chunk.bytes_read)
             yield text
 
 
@@ -90,7 +90,7 @@ def _sample(pool, source, sample_bytes):
     """Yields texts from all over a source, about sample_bytes of them in all."""
     with Progress('sampling', source.size) as progress:
         for chunk, texts in pool.map(training_texts, spread(source, sample_bytes)):
-            progress.show(chunk.end)
+            progress.show(chunk.bytes_read)
             yield from texts
 
 
@@ -102,6 +102,6 @@ def spread(source, sample_bytes):
     before = 0  # bytes of the chunks so far
     for chunk in source.chunks():
         if taken * source.size <= before * sample_bytes:
-            taken += chunk.end - before
+            taken += chunk.bytes_read - before
             yield chunk
-        before = chunk.end
+        before = chunk.bytes_read

@@ -15,6 +15,7 @@ from plaingpt.corpus.words import code_points
 from plaingpt.inspection.characters import (CLASSES, FIRST_ODD, MOJIBAKE, MOJIBAKE_PATTERN, ODD,
                                             class_table)
 from plaingpt.inspection.repeated_lines import line_counts
+from plaingpt.text.token_bytes import utf8_length
 
 EXTREMES = 5           # longest lines, longest and shortest documents
 EXCERPTS = 10
@@ -80,7 +81,7 @@ def survey_chunk(work, look):
     """The ChunkSurvey of a Look, for WorkerPool.map(). work: has reading and splitting."""
     documents, skipped = look.chunk.documents(work.reading)
     texts = [document.text for document in documents]
-    firsts = [document for document in documents if begins(document)]
+    firsts = [document for document in documents if document.begins]
     first_texts = [document.text for document in firsts]
     keys = np.array([key_of(document) for document in firsts], np.uint64)
     in_val = [(document.split or work.splitting.split_of(document)) == 'val'
@@ -98,7 +99,7 @@ def survey_chunk(work, look):
         blank=blank,
         short=short,
         all_chars=sum(map(len, texts)),
-        all_bytes=sum(len(text.encode('utf-8', 'surrogatepass')) for text in texts),
+        all_bytes=sum(map(utf8_length, texts)),
         kinds=_kinds(documents),
         classes=classes,
         odd=odd,
@@ -107,11 +108,6 @@ def survey_chunk(work, look):
         line_hashes=hashes,
         line_counts=counts,
         skipped=skipped)
-
-
-def begins(document):
-    """Whether a Document is a whole one, or the first piece of one."""
-    return document.extent is None or document.extent.first_char == 0
 
 
 def _blank_and_short(documents):
@@ -136,7 +132,7 @@ def _kinds(documents):
     kinds = {}
     for document in documents:
         counts = kinds.setdefault(kind_of_file(document.origin), [0, 0])
-        counts[0] += int(begins(document))
+        counts[0] += int(document.begins)
         counts[1] += len(document.text)
     return kinds
 

@@ -14,6 +14,7 @@ from plaingpt.corpus.words import code_points
 from plaingpt.inspection.characters import FIRST_SCRIPT, SCRIPT_NAMES, class_table
 from plaingpt.inspection.chunk_survey import kind_of_file
 from plaingpt.system.messages import UserError
+from plaingpt.text.token_bytes import utf8_length
 
 PARTS = 16  # of a sample, at least, so that both halves get some
 
@@ -45,7 +46,7 @@ def read_sample(source, work, num_proc, sample_bytes):
     with (Progress('sampling', source.size) as progress,
           WorkerPool(num_proc, work) as pool):
         for chunk, (found, left_out) in pool.map(sample_documents, spread(source, sample_bytes)):
-            progress.show(chunk.end)
+            progress.show(chunk.bytes_read)
             documents += found
             skipped.merge(left_out)
     if not any(text for text, _ in documents):
@@ -57,8 +58,8 @@ def read_sample(source, work, num_proc, sample_bytes):
     parts = []
     for text, extension in documents:
         for part in _cut(text, longest):
-            size = len(part.encode('utf-8', 'surrogatepass'))
-            parts.append(Text(part, size, hash_of(part), extension, script_of(part)))
+            parts.append(Text(part, utf8_length(part), hash_of(part), extension,
+                              script_of(part)))
     parts.sort(key=lambda part: (part.key, part.text))
     return _first_bytes(parts, sample_bytes)
 

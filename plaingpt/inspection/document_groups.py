@@ -10,6 +10,7 @@ import numpy as np
 from plaingpt.corpus.duplicates import FirstOccurrences
 
 MAX_EXAMPLES = 20_000  # of groups; beyond it, the examples of the smaller half are dropped
+SHOWN = 5              # the largest groups, and documents of val that are in train, too
 
 
 class Groups:
@@ -54,19 +55,19 @@ class Groups:
             self.examples = {number: self.examples[number]
                              for number in by_size[:MAX_EXAMPLES // 2]}
 
-    def summary(self, largest=5):
+    def summary(self):
         """What the report says of repetitions: a dict for JSON."""
         repeated = self.documents - self.occurrences.documents
         by_size = sorted(self.examples, key=lambda number: (-self.sizes.of(number), number))
         groups = []
-        for number in by_size[:largest]:
+        for number in by_size[:SHOWN]:
             another, head = self.examples[number]
             groups.append({'documents': self.sizes.of(number),
                            'origins': [self.origins[number], another], 'text': head})
         return {'documents': self.documents, 'repeated': repeated,
                 'share': repeated / max(self.documents, 1), 'largest_groups': groups}
 
-    def in_both_splits(self, examples=5):
+    def in_both_splits(self):
         """Which documents of val repeat one of train, or are repeated there: a dict for JSON."""
         in_train, in_val = self.in_train.array, self.in_val.array
         counted_in_both = min(len(in_train), len(in_val))  # later groups are in one split at most
@@ -75,7 +76,7 @@ class Groups:
         in_both = int(in_val[groups].sum())
         return {'val_documents': documents, 'also_in_train': in_both,
                 'share': in_both / max(documents, 1),
-                'examples': [self.origins[number] for number in groups[:examples].tolist()]}
+                'examples': [self.origins[number] for number in groups[:SHOWN].tolist()]}
 
 
 class _Counts:

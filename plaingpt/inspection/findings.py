@@ -1,5 +1,5 @@
 """
-What looks wrong in a corpus, in words, with the flag of data/prepare.py that mends it.
+What looks wrong in a corpus, in words, and what mends it: often a flag of data/prepare.py.
 
 Each check reads the facts that report.py collects, a dict, and returns a Finding, several, or none.
 The thresholds are the constants; a finding says what was found, not that it must be changed.
@@ -9,11 +9,13 @@ from typing import NamedTuple
 from plaingpt.inspection.characters import MOJIBAKE
 from plaingpt.inspection.chunk_survey import LONG_LINE, SHORT
 from plaingpt.inspection.overlap import WINDOW
+from plaingpt.system.messages import counted
 
 EMPTY_SHARE = 0.01            # of documents
 SHORT_SHARE = 0.05            # of documents, where the median is at least SHORT_MEDIAN characters
 SHORT_MEDIAN = 500
-HUGE_SHARE = 0.2              # of all characters in one of at least HUGE_AMONG documents
+HUGE_SHARE = 0.2              # of all characters in one document, which has at least HUGE_CHARS and
+HUGE_CHARS = 100_000          # is one of at least HUGE_AMONG
 HUGE_AMONG = 10
 DUPLICATE_SHARE = 0.01        # of documents
 OVERLAP_DOCUMENTS = 0.01      # of val's documents
@@ -44,17 +46,23 @@ REMEDIES_FOR_CHARACTERS = {
               "that 'é' has become 'Ã©'",
 }
 
+# By what the reason contains; files that were left out for another reason are to be chosen.
+REMEDIES_FOR_SKIPPED = {
+    'min_chars': 'choose a smaller --min_chars',
+    'max_chars': 'choose a larger --max_chars, or cut them into shorter documents',
+    'max_line': 'choose a larger --max_line',
+    'UTF-8': 'convert them to UTF-8',
+    'unreadable': 'make them readable',
+    'no message of the assistant': 'add its answers to the source',
+    'begins with a reply': 'add what it replies to to the source',
+}
+
 
 class Finding(NamedTuple):
     """Something that looks wrong."""
     what: str
     how_much: str
     remedy: str
-
-
-def counted(number, noun):
-    """A number with its noun: 1 document, 2,000 documents."""
-    return f'{number:,} {noun}' if number == 1 else f'{number:,} {noun}s'
 
 
 def findings(facts):
@@ -121,7 +129,7 @@ def huge_document(facts):
     """A document that outweighs the others."""
     largest = facts['lengths']['largest']
     share = largest / max(facts['characters'], 1)
-    if facts['documents'] < HUGE_AMONG or share < HUGE_SHARE:
+    if facts['documents'] < HUGE_AMONG or largest < HUGE_CHARS or share < HUGE_SHARE:
         return []
     origin = facts['longest_documents'][0]['origin']
     return [Finding('one very long document', f'{origin} has {largest:,} characters, {share:.0%} '
@@ -139,8 +147,15 @@ def skipped(facts):
     reason = max(counts, key=lambda name: counts[name]['documents'])
     return [Finding('documents were left out', f'{count:,}, beside {facts["documents"]:,} that '
                     f'were read; most often: {reason}, such as {counts[reason]["example"]}',
-                    'choose the files with --include, and the lengths with --min_chars and '
-                    '--max_chars')]
+                    _remedy_for_skipped(reason))]
+
+
+def _remedy_for_skipped(reason):
+    """What to do about documents that were left out for this reason."""
+    for key, remedy in REMEDIES_FOR_SKIPPED.items():
+        if key in reason:
+            return f'if you want them, {remedy}'
+    return 'choose the files with --include'
 
 
 # ---- text ----

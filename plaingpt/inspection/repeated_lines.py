@@ -111,7 +111,7 @@ def find_lines(pool, source, hashes):
     searches = (Search(chunk, frozenset(hashes)) for chunk in source.chunks())
     with Progress('finding repeated lines', source.size) as progress:
         for search, lines in pool.map(found_lines, searches):
-            progress.show(search.chunk.end)
+            progress.show(search.chunk.bytes_read)
             for line_hash, line_and_origin in lines.items():
                 found.setdefault(line_hash, line_and_origin)
             if len(found) == len(hashes):

@@ -1,6 +1,6 @@
 """
-The report on a data set (--report=True): what is in it, what looks wrong, and the flag that mends
-it. report.json holds the facts, report.html shows them, lengths.png is the histogram.
+The report on a data set (--report=True): what is in it, what looks wrong, and what mends it.
+report.json holds the facts, report.html shows them, lengths.png is the histogram.
 """
 import io
 import json
@@ -28,7 +28,7 @@ def write_report(folder, pool, source, work, tokenizer, counts):
     work: the Work, with reading, splitting and dedup.
     counts: the preparation's Counts.
 
-    Prints a short form, and returns the facts. UserError if a file can't be read or written."""
+    Prints a short form. UserError if a file can't be read or written."""
     facts = collect_facts(folder, pool, source, work, tokenizer, counts)
     picture = draw_lengths(facts['lengths'])
     pages = page(facts, picture).encode('utf-8')
@@ -44,7 +44,6 @@ def write_report(folder, pool, source, work, tokenizer, counts):
     report_path = visible(os.path.join(folder, 'report.html'))
     for line in [*short_form(facts), f'the whole report: {report_path}']:
         print0(line)
-    return facts
 
 
 def collect_facts(folder, pool, source, work, tokenizer, counts):

@@ -6,11 +6,12 @@ import html
 
 from plaingpt.inspection import findings as thresholds
 from plaingpt.inspection.chunk_survey import LONG_LINE
-from plaingpt.inspection.findings import among_the_first, counted
+from plaingpt.inspection.findings import among_the_first
 from plaingpt.inspection.html_pieces import (STYLE, escaped, paragraph, percent, preformatted,
                                              section, table, visible)
 from plaingpt.inspection.overlap import WINDOW
 from plaingpt.inspection.repeated_lines import MIN_CHARS
+from plaingpt.system.messages import counted
 
 
 def page(facts, picture):
@@ -260,7 +261,7 @@ def _method_of_findings():
         f'short ones {thresholds.SHORT_SHARE:.0%}, where the median is at least '
         f'{thresholds.SHORT_MEDIAN} characters',
         f'one document, of at least {thresholds.HUGE_AMONG}, with {thresholds.HUGE_SHARE:.0%} of '
-        'the text',
+        f'the text, and at least {thresholds.HUGE_CHARS:,} characters',
         f'characters outside the usual in {thresholds.ODD_DOCUMENTS:.1%} of the documents and '
         f'{thresholds.ODD_PER_MILLION} in a million',
         f'lines over {LONG_LINE:,} characters with {thresholds.LONG_LINES_SHARE:.0%} of the text',

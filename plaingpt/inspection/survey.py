@@ -33,7 +33,7 @@ class Survey:
 
     dedup: how the preparation treats duplicates, 'none', 'exact' or 'near'."""
 
-    def __init__(self, dedup='none'):
+    def __init__(self, dedup):
         self.dedup = dedup
         self.lengths = Lengths()
         self.exact = Groups('exact')
@@ -216,15 +216,16 @@ def _listed(passages):
             for passage in passages]
 
 
-def take_survey(pool, source, dedup='none'):
+def take_survey(pool, source, dedup):
     """The Survey of a source.
 
-    pool: a WorkerPool whose shared value has reading and splitting, such as a Work."""
+    pool: a WorkerPool whose shared value has reading and splitting, such as a Work.
+    dedup: how the preparation treats duplicates, 'none', 'exact' or 'near'."""
     survey = Survey(dedup)
     survey.skipped.merge(source.skipped)
     with Progress('looking', source.size) as progress:
         for look, result in pool.map(survey_chunk, survey.looks(source)):
             survey.add(result)
-            progress.show(look.chunk.end)
+            progress.show(look.chunk.bytes_read)
     survey.add_repeated_lines(pool, source)
     return survey

@@ -17,11 +17,10 @@ from plaingpt.text.tokenizer_choice import choose
 MAX_SAMPLE_BYTES = 20_000_000  # a tokenizer.json that gigatoken cannot read takes 10 s for half
 ENGLISH = 'The quick brown fox jumps over the lazy dog.'
 CHINESE = '敏捷的棕色狐狸跳过了懒狗。'
-EMBEDDING_WIDTH = 768     # GPT-2's n_embd
-VOCABULARY_MULTIPLE = 64  # to which a model pads its vocabulary
-MOST_KINDS = 12           # in a table: those with the most text
-WIDTH = 100               # columns
-LABEL_CHARS = 24          # of a tokenizer's name, if that tells it from the others
+EMBEDDING_WIDTH = 768  # GPT-2's n_embd
+MOST_KINDS = 12        # in a table: those with the most text
+WIDTH = 100            # columns
+LABEL_CHARS = 24       # of a tokenizer's name, if that tells it from the others
 
 
 def compare(specs, source, work, num_proc, sample_bytes):
@@ -56,8 +55,10 @@ def compare(specs, source, work, num_proc, sample_bytes):
         if line is not None:
             examples.append(line)
         metas = {spec: metas[spec] for spec in choices}  # in the order that was asked for
+        # A new process measures them all: measure() confines it to one core, but could not move
+        # the threads that training has left in this one.
         with WorkerPool(1, metas) as pool:
-            (_, results), = pool.map(measure, [Job(measured, training, examples)])
+            _, results = next(pool.map(measure, [Job(measured, training, examples)]))
     except KeyboardInterrupt:
         raise UserError('interrupted: run the same command again') from None
 
@@ -138,8 +139,7 @@ def _main_table(results, labels):
 
 def _embedding_parameters(result):
     """Parameters of the token embedding, which is the output layer as well."""
-    multiples = -(-result['vocab_size'] // VOCABULARY_MULTIPLE)  # rounded up
-    return multiples * VOCABULARY_MULTIPLE * EMBEDDING_WIDTH
+    return result['rounded_vocab_size'] * EMBEDDING_WIDTH
 
 
 def _bytes_per_token(counts):
@@ -156,7 +156,8 @@ def _notes(results):
         name = result['name']
         if result['left_out']:
             lines += _paragraph(f'{name} cannot express {result["left_out"]:,} of the texts, '
-                                f'which its figures leave out: {result["reason"]}.')
+                                'which its figures leave out. Of the first of them it says: '
+                                f'{result["reason"]}.')
         if result['changed']:
             lines += _paragraph(f'{name} changes text: {result["changed"]:,} of '
                                 f'{result["checked"]:,} texts are different when decoded.')

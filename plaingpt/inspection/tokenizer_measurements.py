@@ -4,7 +4,6 @@ they use.
 """
 import contextlib
 import os
-import re
 import statistics
 import time
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import numpy as np
 
 from plaingpt.inspection.visible_tokens import visible_tokens
 from plaingpt.system.messages import UserError
+from plaingpt.text.data_sets import rounded_vocab_size
 from plaingpt.text.tokenizers import load_tokenizer
 
 ROUNDS = 5               # of timing; in each, every tokenizer encodes a fifth of the texts
@@ -30,33 +30,41 @@ class Job(NamedTuple):
 def measure(metas, job):
     """Measures the tokenizers of {name: tokenizer dict} on a Job, for WorkerPool.map().
 
-    The process is then confined to one core, so it should do nothing else.
+    Meanwhile the process is confined to one core, so it should do nothing else.
 
-    Returns a list of dicts for JSON, one for each tokenizer: name, vocab_size, tokens and bytes of
-    the texts, tokens_per_second (median; None if no round went well), used (number of ids),
-    left_out (number of texts that the vocabulary can't express), reason (for the first of them),
-    changed (number of the checked texts that decode to others), checked, of_kind (by attribute of
-    a Text and its value: bytes and tokens), examples (see _Measured.examples())."""
-    _stay_on_one_core()
-    tokenizers = [_Measured(name, load_tokenizer(meta)) for name, meta in metas.items()]
-    warm_up = _up_to(job.warm_up, WARM_UP_BYTES)
-    for tokenizer in tokenizers:
-        tokenizer.warm_up(warm_up)
-    # No text is encoded twice, because some tokenizers remember words they have seen. They take
-    # turns, so that a machine that slows down for a while slows all of them.
-    for number in range(ROUNDS):
-        texts = job.measured[number::ROUNDS]
+    Returns a list of dicts for JSON, one for each tokenizer: name, vocab_size, rounded_vocab_size
+    (that of a new model), tokens and bytes of the texts, tokens_per_second (median; None if no
+    round went well), used (number of ids), left_out (number of texts that the vocabulary can't
+    express), reason (the error of the first of them), changed (number of the checked texts that
+    decode to others), checked, of_kind (by attribute of a Text and its value: bytes and tokens),
+    examples (see _Measured.examples())."""
+    with _one_core():
+        tokenizers = [_Measured(name, load_tokenizer(meta)) for name, meta in metas.items()]
+        warm_up = _up_to(job.warm_up, WARM_UP_BYTES)
         for tokenizer in tokenizers:
-            tokenizer.encode(texts)
+            tokenizer.warm_up(warm_up)
+        # No text is encoded twice, because some tokenizers remember words they have seen. They
+        # take turns, so that a machine that slows down for a while slows all of them.
+        for number in range(ROUNDS):
+            texts = job.measured[number::ROUNDS]
+            for tokenizer in tokenizers:
+                tokenizer.encode(texts)
     checked = _up_to(job.measured, CHECK_BYTES)
     return [tokenizer.figures(checked, job.examples) for tokenizer in tokenizers]
 
 
-def _stay_on_one_core():
+@contextlib.contextmanager
+def _one_core():
     """Confines this thread, and those that it starts, to one core where the system can do that."""
-    os.environ['TOKENIZERS_PARALLELISM'] = 'false'
-    if hasattr(os, 'sched_setaffinity'):  # Linux
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    if not hasattr(os, 'sched_setaffinity'):  # only Linux has it
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def _up_to(texts, most):
@@ -111,7 +119,7 @@ class _Measured:
             return self.tokenizer.encode_corpus([text.text])[0]
         except UserError as error:
             self.left_out += 1
-            self.reason = self.reason or _what_is_wrong(error)
+            self.reason = self.reason or str(error)
             return None
 
     def _count(self, text, ids):
@@ -126,7 +134,10 @@ class _Measured:
 
     def figures(self, checked, examples):
         """The figures as a dict. checked: Texts that are decoded again."""
-        return {'name': self.name, 'vocab_size': self.tokenizer.vocab_size,
+        vocab_size = self.tokenizer.vocab_size
+        meta = {'vocab_size': vocab_size, 'tokenizer': self.tokenizer.to_meta()}
+        return {'name': self.name, 'vocab_size': vocab_size,
+                'rounded_vocab_size': rounded_vocab_size(meta),
                 'tokens': self.tokens, 'bytes': self.bytes,
                 'tokens_per_second': statistics.median(self.speeds) if self.speeds else None,
                 'used': int(self.is_used.sum()), 'left_out': self.left_out,
@@ -152,16 +163,5 @@ class _Measured:
             try:
                 shown.append({'tokens': visible_tokens(self.tokenizer, text)})
             except UserError as error:
-                shown.append({'problem': _what_is_wrong(error)})
+                shown.append({'problem': str(error)})
         return shown
-
-
-# Text before the first ': ' that is neither in quotes nor in brackets.
-WHAT_IS_WRONG = re.compile(r"""(?: (?<=[ (]) (?: '[^']*' | "[^"]*" )
-                                 | \( [^()]* \)
-                                 | (?!:\ ) . )*""", re.DOTALL | re.VERBOSE)
-
-
-def _what_is_wrong(error):
-    """The first half of an error's sentence, without what to do."""
-    return WHAT_IS_WRONG.match(str(error)).group()

@@ -104,6 +104,11 @@ def complaints(check, *arguments):
 
 
 # ---- output ----
+def counted(number, noun):
+    """A number with its noun: 1 document, 2,000 documents."""
+    return f'{number:,} {noun}' if number == 1 else f'{number:,} {noun}s'
+
+
 def warn(sentence):
     """Prints a warning on stderr, from the first rank only."""
     if RANK == 0:

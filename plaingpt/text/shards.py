@@ -71,8 +71,9 @@ def files_of(path):
         return [path]
     for place, number in enumerate(shards):
         if number != place:
+            next_shard = os.path.basename(shards[number])
             raise UserError(f'{shard_path(path, place)} is missing, although there is '
-                            f'{os.path.basename(shards[number])}: {how_to_prepare(path)}')
+                            f'{next_shard}: restore it, or prepare the data set again')
     return list(shards.values())
 
 

@@ -26,15 +26,16 @@ def token_bytes(tokenizer):
     as GPT-2's and Llama 3's, or in SentencePiece's form, as Llama 2's, or have tokens that are
     plain text."""
     if isinstance(tokenizer, CharTokenizer):
-        lengths = [_utf8_length(char) for char in tokenizer.chars]
+        lengths = [utf8_length(char) for char in tokenizer.chars]
         return np.array(lengths, dtype=np.int64)
     if isinstance(tokenizer, TiktokenTokenizer):
         return _of_tiktoken(tokenizer)
     return _of_tokenizer_json(tokenizer)
 
 
-def _utf8_length(text):
-    return len(text.encode('utf-8', 'surrogatepass'))  # a file may hold half a surrogate pair
+def utf8_length(text):
+    """How many bytes a text has in UTF-8; halves of surrogate pairs have 3 each."""
+    return len(text) if text.isascii() else len(text.encode('utf-8', 'surrogatepass'))
 
 
 def _of_tiktoken(tokenizer):
@@ -52,7 +53,7 @@ def _of_tokenizer_json(tokenizer):
     elif 'ByteFallback' in decoders or 'Metaspace' in decoders:
         length_of = _sentencepiece_length
     elif decoders == {'Fuse'}:
-        length_of = _utf8_length
+        length_of = utf8_length
     else:
         return None
 
@@ -62,7 +63,7 @@ def _of_tokenizer_json(tokenizer):
         lengths[token_id] = length_of(token)
     # Added tokens stand in the text as they are written.
     for token_id, token in tokenizer.tokenizer.get_added_tokens_decoder().items():
-        lengths[token_id] = _utf8_length(token.content)
+        lengths[token_id] = utf8_length(token.content)
     lengths[list(tokenizer.special_ids.values())] = 0
     return lengths
 
@@ -82,4 +83,4 @@ def _kinds(decoder):
 def _sentencepiece_length(token):
     if BYTE_TOKEN.fullmatch(token):
         return 1
-    return _utf8_length(token.replace(SPACE, ' '))
+    return utf8_length(token.replace(SPACE, ' '))

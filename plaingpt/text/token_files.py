@@ -90,14 +90,6 @@ class TokenFile:
         UserError if an id is outside the vocabulary, or a file has been cut short."""
         return self._read(starts, length).astype(np.int64)
 
-    def blocks(self, size):
-        """Yields all tokens in order, in arrays of `size` tokens of the type on disk.
-
-        The last array may be shorter. UserError as from rows()."""
-        for start in range(0, self.tokens, size):
-            length = min(size, self.tokens - start)
-            yield self._read([start], length)[0]
-
     def _read(self, starts, length):
         """rows() in the type that the tokens have on disk."""
         rows = np.empty((len(starts), length), self.dtype)

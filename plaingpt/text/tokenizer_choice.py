@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 
 from plaingpt.system.messages import UserError
-from plaingpt.text.chat_tokens import with_chat_tokens
+from plaingpt.text.chat_tokens import NO_CHATS_OF_CHARACTERS, with_chat_tokens
 from plaingpt.text.data_sets import folder_of, read_meta
 from plaingpt.text.tiktoken_encodings import ENCODINGS
 from plaingpt.text.tokenizer_folder import TOKENIZER_JSON, tokenizer_in_file
@@ -73,8 +73,7 @@ def choose(spec, chat=False):
     chat: with special tokens and a template for chats.
     UserError if nothing has this name, or if it can't be for chats."""
     if spec == 'char' and chat:
-        raise UserError("tokenizer='char' has no special tokens, which mark the messages of a "
-                        'chat: use another one, such as byte, bpe:4096 or gpt2')
+        raise UserError(f'tokenizer={spec!r}: {NO_CHATS_OF_CHARACTERS}')
     if spec in ('char', 'byte') or spec in ENCODINGS:
         return Choice(spec, chat, trained_size=0, path='')
     if spec.startswith('bpe:'):

@@ -115,7 +115,7 @@ class HuggingFaceTokenizer:
     def encode_corpus(self, texts):
         """Encodes texts in which nothing is special: a list with a uint32 array for each.
 
-        Byte-level byte-pair encoding takes a tenth of the time of the others (docs/benchmarks.md).
+        Byte-level byte-pair encoding takes about a tenth of the time of the others.
         UserError if the vocabulary can't express a text, or the package gigatoken is missing."""
         if self._fast_encoder is not None:
             encoded = self._fast_encoder.encode(texts)

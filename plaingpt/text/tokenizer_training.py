@@ -24,9 +24,9 @@ LONGEST_RUN = 10_000
 LONG_RUN = re.compile(rf'(?<!\S)\S{{{LONGEST_RUN},}}')
 
 
-def byte_tokenizer(special_tokens=(END_OF_TEXT,)):
-    """A HuggingFaceTokenizer with a token for each byte, and these special tokens."""
-    return _tokenizer([], special_tokens)
+def byte_tokenizer():
+    """A HuggingFaceTokenizer with a token for each byte, and END_OF_TEXT."""
+    return _tokenizer([], [END_OF_TEXT])
 
 
 def train_tokenizer(texts, vocab_size, special_tokens=(END_OF_TEXT,)):

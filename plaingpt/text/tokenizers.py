@@ -22,7 +22,7 @@ import sys
 
 import numpy as np
 
-from plaingpt.system.messages import UserError
+from plaingpt.system.messages import UserError, counted
 from plaingpt.text.tiktoken_encodings import (ENCODINGS, GPT2_VOCAB_SIZE, GPT2Tokenizer,
                                               TiktokenTokenizer)
 from plaingpt.text.tokenizer_json import HuggingFaceTokenizer, describe_tokenizer_json
@@ -138,8 +138,9 @@ class CharTokenizer:
         known = ''.join(self.chars)
         if len(known) > 200:
             known = known[:200] + '…'
-        return UserError(f'the character {char!r} (U+{ord(char):04X}) is not among the '
-                         f'{self.vocab_size} that this model was trained on: {known!r}')
+        return UserError(f'the character {char!r} (U+{ord(char):04X}) is not in this vocabulary of '
+                         f'{counted(self.vocab_size, "character")}, {known!r}: remove it from the '
+                         'text, or use a tokenizer that has it')
 
     def decode(self, ids):
         return ''.join(self.chars[i] for i in ids)

@@ -64,18 +64,19 @@ def fingerprint(checkpoint):
     return int(hashlib.sha256(state.encode()).hexdigest()[:12], 16)
 
 
-def data_set(checkpoint, path, given=None):
+def data_set(checkpoint, path, given=None,
+             remedy='if you trust it, name it yourself with train.py --dataset'):
     """The data set, or the mixture of several, that a checkpoint was trained on.
 
     UserError if it leads out of data/, unless the user has given the same name: whoever made the
-    file may have put any path into it."""
+    file may have put any path into it. remedy: what this error tells the user to do."""
     name = checkpoint['config'].get('dataset', given)
     given_by_user = given is not None and name == given
     inside_data = isinstance(name, str) and INSIDE_DATA.fullmatch(name)
     if given_by_user or inside_data:
         return name
     raise UserError(f'{path} was trained on the data set {str(name)[:200]!r}, which is not a '
-                    'folder in data/: if you trust it, name it yourself with train.py --dataset')
+                    f'folder in data/: {remedy}')
 
 
 # ---- into a model ----

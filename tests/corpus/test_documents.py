@@ -65,8 +65,8 @@ def test_a_chat_from_which_nothing_is_learned_is_skipped():
     reply = {'role': 'assistant', 'content': 'Hi!'}
     reading = Reading(chat=True)
     assert reading.reason_to_skip(Document('x', '', [question, reply])) is None
-    assert 'without a message' in reading.reason_to_skip(Document('x', '', [question]))
-    assert 'begin with the assistant' in reading.reason_to_skip(Document('x', '', [reply]))
+    assert 'no message of' in reading.reason_to_skip(Document('x', '', [question]))
+    assert 'begins with a reply' in reading.reason_to_skip(Document('x', '', [reply]))
 
 
 def test_a_path_is_shown_in_one_line():

@@ -19,9 +19,13 @@ from plaingpt.system.messages import UserError
 rensa = pytest.importorskip('rensa')
 
 
+def fingerprints(kind, texts):
+    return fingerprints_of(kind, texts, hashes_of(texts))
+
+
 def are_new(kind, texts):
     """Whether each of the texts is new, as a list."""
-    return FirstOccurrences(kind).add(fingerprints_of(kind, texts)).tolist()
+    return FirstOccurrences(kind).add(fingerprints(kind, texts)).tolist()
 
 
 def words(number, seed=0):
@@ -53,7 +57,7 @@ def test_the_first_of_equal_texts_is_new():
 
 def test_no_documents():
     for kind in ('exact', 'near'):
-        assert fingerprints_of(kind, []).shape == (0, fingerprint_width(kind))
+        assert fingerprints(kind, []).shape == (0, fingerprint_width(kind))
         assert are_new(kind, []) == []
 
 
@@ -68,7 +72,7 @@ def test_exact_occurrences_in_batches_against_a_set(numbers, size):
         for text in batch:
             expected.append(text not in seen)
             seen.add(text)
-        assert occurrences.add(fingerprints_of('exact', batch)).tolist() == expected
+        assert occurrences.add(fingerprints('exact', batch)).tolist() == expected
     assert occurrences.documents == len(seen)
 
 
@@ -148,7 +152,7 @@ def test_what_repeats_only_a_repetition_is_kept():
 def test_groups_name_the_document_that_is_repeated():
     texts = [text_of(100, seed=1), 'a', text_of(100, seed=2), text_of(100, seed=2) + ' more', 'b',
              text_of(100, seed=1), 'A!']
-    groups = FirstOccurrences('near').groups(fingerprints_of('near', texts))
+    groups = FirstOccurrences('near').groups(fingerprints('near', texts))
     assert groups.tolist() == [0, 1, 2, 2, 3, 0, 1]
 
 
@@ -210,10 +214,10 @@ def test_the_test_above_has_duplicates_and_new_documents():
 def test_stored_fingerprints_restore_the_state(kind):
     texts = [text_of(50, seed) for seed in (1, 2, 1, 3, 2, 4, 3)]
     expected = are_new(kind, texts)
-    stored = np.frombuffer(fingerprints_of(kind, texts[:4]).tobytes(), np.uint64)
+    stored = np.frombuffer(fingerprints(kind, texts[:4]).tobytes(), np.uint64)
     occurrences = FirstOccurrences(kind)
     occurrences.add(stored.reshape(-1, fingerprint_width(kind)))
-    assert occurrences.add(fingerprints_of(kind, texts[4:])).tolist() == expected[4:]
+    assert occurrences.add(fingerprints(kind, texts[4:])).tolist() == expected[4:]
 
 
 # ---- fingerprints ----
@@ -221,23 +225,24 @@ def test_stored_fingerprints_restore_the_state(kind):
 def test_other_processes_compute_the_same_fingerprints():
     texts = ['a b c d e f g', '狐狸', 'x\ud800']
     program = ('from plaingpt.corpus.duplicates import fingerprints_of\n'
-               f'print(fingerprints_of("near", {texts!a}).tolist())')
+               'from plaingpt.corpus.splitting import hashes_of\n'
+               f'texts = {texts!a}\n'
+               'print(fingerprints_of("near", texts, hashes_of(texts)).tolist())')
     environment = {**os.environ, 'PYTHONHASHSEED': '7', 'PYTHONPATH': str(ROOT)}
     finished = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True,
                               env=environment)
-    assert finished.stdout.strip() == str(fingerprints_of('near', texts).tolist()), finished.stderr
+    assert finished.stdout.strip() == str(fingerprints('near', texts).tolist()), finished.stderr
 
 
 def test_a_fingerprint_does_not_depend_on_the_texts_beside_it():
     texts = [text_of(30), '', 'one', text_of(7), '…']
-    alone = [fingerprints_of('near', [text])[0].tolist() for text in texts]
-    assert fingerprints_of('near', texts).tolist() == alone
+    alone = [fingerprints('near', [text])[0].tolist() for text in texts]
+    assert fingerprints('near', texts).tolist() == alone
 
 
 def test_hashes_that_are_given_are_used():
     hashes = np.array([5, 6], np.uint64)
     assert fingerprints_of('exact', ['a', 'a'], hashes)[:, 0].tolist() == [5, 6]
-    assert fingerprints_of('exact', ['a', 'b'])[:, 0].tolist() == hashes_of(['a', 'b']).tolist()
     near = fingerprints_of('near', ['a', 'a'], hashes)
     assert near[:, 0].tolist() == [5, 6] and near[0, 1:].tolist() == near[1, 1:].tolist()
 
@@ -253,17 +258,17 @@ def test_only_the_beginning_of_a_very_long_text_counts(monkeypatch):
 def test_an_unknown_kind_is_refused():
     with pytest.raises(UserError, match="dedup='fuzzy' is unknown: choose among none, exact, near"):
         check_kind('fuzzy')
-    for kind in duplicates.KINDS:
+    for kind in duplicates.DEDUP_KINDS:
         check_kind(kind)
 
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, 'rensa', None)
-    for call in (lambda: check_kind('near'), lambda: fingerprints_of('near', ['a'])):
+    for call in (lambda: check_kind('near'), lambda: fingerprints('near', ['a'])):
         with pytest.raises(UserError, match='pip install rensa'):
             call()
     check_kind('exact')
-    assert fingerprints_of('exact', ['a']).shape == (1, 1)
+    assert fingerprints('exact', ['a']).shape == (1, 1)
 
 
 def test_the_method_names_what_decides_fingerprints():

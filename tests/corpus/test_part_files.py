@@ -20,7 +20,7 @@ def test_files_that_are_continued_hold_the_same(tmp_path, shard_tokens, names):
     values = np.arange(12, dtype=np.uint16)
     whole = tmp_path / 'whole'
     whole.mkdir()
-    files = PartFiles(str(whole), 'train', np.uint16, shard_tokens)
+    files = PartFiles(str(whole / 'train.bin.part'), np.uint16, shard_tokens)
     files.begin(0)
     files.write(values)
     files.close()
@@ -31,13 +31,13 @@ def test_files_that_are_continued_hold_the_same(tmp_path, shard_tokens, names):
         for written in range(known, 13):
             folder = tmp_path / f'{known}-{written}'
             folder.mkdir()
-            killed = PartFiles(str(folder), 'train', np.uint16, shard_tokens)
+            killed = PartFiles(str(folder / 'train.bin.part'), np.uint16, shard_tokens)
             killed.begin(0)
             killed.write(values[:written])
             killed.close()
             assert killed.holds(known)
             assert not killed.holds(13)
-            files = PartFiles(str(folder), 'train', np.uint16, shard_tokens)
+            files = PartFiles(str(folder / 'train.bin.part'), np.uint16, shard_tokens)
             files.begin(known)
             files.write(values[known:])
             files.close()
@@ -48,5 +48,5 @@ def test_only_its_own_files_are_removed(tmp_path):
     others = ['train_mask.bin.part', 'train_mask_001.bin.part', 'val.bin.part', 'train.bin']
     for name in [*others, 'train.bin.part', 'train_007.bin.part']:
         (tmp_path / name).touch()
-    PartFiles(str(tmp_path), 'train', np.uint16, 4).begin(0)
+    PartFiles(str(tmp_path / 'train.bin.part'), np.uint16, 4).begin(0)
     assert sorted(os.listdir(tmp_path)) == sorted(others)

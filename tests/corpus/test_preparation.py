@@ -14,6 +14,7 @@ from filelock import FileLock
 from pools import Here
 
 from plaingpt.corpus import compressed_files, large_files, preparation, record_files
+from plaingpt.corpus.counts import Counts
 from plaingpt.corpus.documents import Document, Reading
 from plaingpt.corpus.file_search import find
 from plaingpt.corpus.journal import Journal
@@ -125,9 +126,46 @@ def test_a_text_that_the_tokenizer_lacks_is_named(tmp_path, in_one_process):
 
 def test_a_split_without_text_is_refused_before_anything_is_published(tmp_path, in_one_process):
     write_records(tmp_path / 'a.jsonl', TEXTS[:2])
-    with pytest.raises(UserError, match='no text is left for val.bin of 2 doc.*--split=tail'):
+    sentence = r'^val.bin would be empty: all documents \(2\) went to train; use --split=tail'
+    with pytest.raises(UserError, match=sentence):
         prepared(tmp_path / 'a.jsonl', tmp_path / 'out', test_size=1e-9)
     assert not (tmp_path / 'out' / 'train.bin').exists()
+
+
+def test_counts_are_told_in_words(tmp_path, in_one_process):
+    for texts, told in [([], '0'), (['abc'], '1, with 3 characters'),
+                        (['abc'] * 2, '2, with 3 characters each'),
+                        (['a', 'abc', 'abcd'], '3, with 1 to 4 characters, 3 in the median')]:
+        counts = Counts()
+        counts.lengths.add([len(text) for text in texts])
+        assert counts.describe('none')[0] == f'documents  {told}'
+    write_records(tmp_path / 'a.jsonl', ['', 'abcd'])
+    _, counts = prepared(tmp_path / 'a.jsonl', tmp_path / 'out', by='tail', min_chars=1)
+    lines = counts.describe('none')
+    assert lines[1] == f'left out   1: empty, such as record 1 of {tmp_path}/a.jsonl'
+    assert lines[-1] == 'val        2 tokens (33.3%) of 1 document'
+
+
+def test_without_documents_no_zeros_are_told(tmp_path, in_one_process, capsys):
+    write_records(tmp_path / 'a.jsonl', [''])
+    with pytest.raises(UserError, match='no document was found in the files: check --files'):
+        prepared(tmp_path / 'a.jsonl', tmp_path / 'out', min_chars=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ['documents', 'left']
+
+
+def test_flags_are_named_only_if_the_script_has_them(tmp_path, in_one_process):
+    counts = Counts(duplicates=1)
+    counts.lengths.add([3, 3])
+    assert counts.describe('none')[1] == 'repeated   1 equals an earlier one: --dedup=exact ' \
+                                         'drops repetitions'
+    assert counts.describe('none', names_flags=False)[1] == 'repeated   1 equals an earlier one'
+    write_records(tmp_path / 'a.jsonl', TEXTS[:2])
+    source = Source(find(str(tmp_path / 'a.jsonl')), Reading())
+    source.splits_itself = True
+    with pytest.raises(UserError, match='went to train; use another --test_size, or more text$'):
+        prepare(str(tmp_path / 'out'), source, Work(Reading(), Splitting(1e-9, 'document')),
+                choose('byte').tokenizer(), 1, 'name')
 
 
 def test_special_tokens_in_the_text_stay_text(tmp_path, in_one_process):

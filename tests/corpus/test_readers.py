@@ -111,9 +111,9 @@ def test_reading_continues_at_each_place(tmp_path, write, monkeypatch):
     for chunk in source.chunks():
         documents, _ = chunk.documents(source.reading)
         read_so_far += [document.text for document in documents]
-        rest, _, _ = documents_of(source, chunk.next)
+        rest, _, _ = documents_of(source, chunk.next_place)
         assert read_so_far + rest == TEXTS
-        ends.append(chunk.end)
+        ends.append(chunk.bytes_read)
     assert ends == sorted(ends) and ends[-1] == source.size
     if write not in (as_csv, as_parquet):
         assert len(ends) > 2  # there was more than one chunk
@@ -160,8 +160,8 @@ def test_a_damaged_compressed_file_in_a_folder_is_counted(tmp_path, monkeypatch,
     assert texts == ['text', 'the end']
     assert skipped.counts == {'damaged': 4, 'binary': 1}
     for chunk in source.chunks():
-        assert documents_of(source, chunk.next)[0] in (texts[1:], [])
-    assert list(source.chunks())[-1].end == source.size
+        assert documents_of(source, chunk.next_place)[0] in (texts[1:], [])
+    assert list(source.chunks())[-1].bytes_read == source.size
 
 
 def test_binary_files_of_a_folder_do_not_count_in_its_size(tmp_path):
@@ -181,11 +181,11 @@ def test_binary_files_of_a_folder_do_not_count_in_its_size(tmp_path):
     ('a.jsonl', b'{"text": "a"}\n{"text": "\xe9"}', 'at byte 24 '),
     ('a.jsonl', b'{"text": "a"}\n{"text":', 'record 2 of .*a.jsonl is not valid JSON'),
     ('a.jsonl', b'[' * 100_000, 'record 1 of .* is not valid JSON'),
-    ('a.jsonl', b'{"text": "a"}\n["a"]', 'record 2 of .*a.jsonl is a JSON list, not an object'),
-    ('a.jsonl', b'{"text": 5}', "'text' of record 1 of .* holds a int, not text"),
+    ('a.jsonl', b'{"text": "a"}\n["a"]', 'record 2 of .*a.jsonl is a list, not an object'),
+    ('a.jsonl', b'{"text": 5}', "'text' of record 1 of .* holds a number, not text"),
     ('a.jsonl', b'{"body": "a", "n": 1}', "has no field 'text': choose among its fields, body, n"),
     ('a.json', b'[{"text": "a"}, {"text": ]', 'a.json is not valid JSON'),
-    ('a.json', b'[{"text": "a"}, 7]', 'record 2 of .* is a JSON int'),
+    ('a.json', b'[{"text": "a"}, 7]', 'record 2 of .* is a number'),
     ('a.json', b'[{"text": "\xe9"}]', 'a.json is not valid UTF-8 at byte 11'),
     ('a.csv', b'n,text\n1,a\n2\n', 'record 2 of .*a.csv has 1 fields, .* names 2: correct line 3'),
     ('a.csv', b'n,text\n1,"a"b\n', 'a.csv is not valid CSV at line 2'),
@@ -243,7 +243,7 @@ def test_a_parquet_file_without_the_field_is_refused(tmp_path):
     path = as_parquet(tmp_path)
     with pytest.raises(UserError, match="a.parquet has no field 'body'.* n, text"):
         read(path, text_column='body')
-    with pytest.raises(UserError, match="'n' of record 1 of .*a.parquet holds a int"):
+    with pytest.raises(UserError, match="'n' of record 1 of .*a.parquet holds a number"):
         read(path, text_column='n')
 
 
@@ -321,7 +321,7 @@ def test_rows_that_repeat_a_text_come_in_chunks_of_a_megabyte(tmp_path):
         chunks = list(source.chunks())
         assert 60 < len(chunks) < 130
         assert max(len(pickle.dumps(chunk)) for chunk in chunks) < 2.5e6
-        assert len(documents_of(source, chunks[-2].next)[0]) < 500
+        assert len(documents_of(source, chunks[-2].next_place)[0]) < 500
         assert chunks[-1].documents(Reading())[0][-1].text == texts[19_999 % 5]
 
 

@@ -77,8 +77,8 @@ def test_a_dataset_is_read_on_from_each_place(monkeypatch):
     ends = []
     for chunk in source.chunks():
         so_far += len(chunk.texts)
-        assert read(chunk.next) == whole[so_far:]
-        ends.append(chunk.end)
+        assert read(chunk.next_place) == whole[so_far:]
+        ends.append(chunk.bytes_read)
     assert len(ends) > 4
     assert ends == sorted(ends) and ends[-1] == source.size
 

@@ -2,6 +2,7 @@
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -78,7 +79,7 @@ def test_this_repository_s_code_with_a_vocabulary_of_its_own(tmp_path, prepare, 
             expected.append(file.read())
     assert sorted(texts['train'] + texts['val']) == sorted(filter(None, expected))
     assert read_meta(str(tmp_path / 'code'))['vocab_size'] == 1000
-    assert '0 documents' not in capsys.readouterr().out
+    assert ' 0 documents' not in capsys.readouterr().out
 
 
 # ---- records ----
@@ -178,15 +179,17 @@ def test_what_a_search_leaves_out_is_told(tmp_path, prepare, capsys):
     (tmp_path / 'a.png').write_bytes(b'\x89PNG\0')
     prepare(files=tmp_path, dataset=tmp_path / 'out', tokenizer='byte', test_size=0.2)
     output = capsys.readouterr().out
-    assert 'left out   1 JSON among text (choose files with --include), such as' in output
-    assert 'left out   1 binary, such as' in output
-    assert 'documents  40,' in output
+    assert 'left out   1: JSON among text (choose files with --include), such as' in output
+    assert 'left out   1: binary, such as' in output
+    assert 'documents  40, with 6 to 7 characters, 7 in the median' in output
 
 
 @pytest.mark.parametrize('keys, sentence', [
     (dict(chat=True), 'a.txt is text, but chat and template need records'),
     (dict(template='{a}'), 'a.txt is text, but chat and template need records'),
     (dict(template='{a'), 'is invalid'),
+    (dict(template='{a}', text_column='a'), "text_column='a' has no effect with template"),
+    (dict(chat=True, text_column='a'), "text_column='a' has no effect with chat=True"),
     (dict(include='*.md'), "include='*.md' chooses files of a folder"),
     (dict(max_chars=5, min_chars=6), 'max_chars=5 is below min_chars=6'),
     (dict(report=True, compare='byte'), 'compare and report exclude each other'),
@@ -233,6 +236,20 @@ def test_tokenizers_are_compared_and_the_figures_are_saved(tmp_path, prepare, mo
     assert 'The quick brown fox' in capsys.readouterr().out
     saved = json.loads((tmp_path / 'out' / 'compare.json').read_text())
     assert [tokenizer['vocab_size'] for tokenizer in saved['tokenizers']] == [257, 270]
+
+
+# ---- nobody reads the output ----
+
+def test_a_reader_of_the_first_line_gets_no_traceback_and_leaves_a_finished_data_set(tmp_path):
+    (tmp_path / 'a.txt').write_text('some text ' * 20)
+    command = [sys.executable, '-u', SCRIPT, f'--files={tmp_path}/a.txt', '--tokenizer=char',
+               f'--dataset={tmp_path}/out', '--num_proc=1']
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert 'train.bin has' in process.stdout.readline()
+    process.stdout.close()
+    assert 'Traceback' not in process.stderr.read()
+    process.wait()
+    assert sorted(os.listdir(tmp_path / 'out')) == ['.lock', 'meta.json', 'train.bin', 'val.bin']
 
 
 # ---- a vocabulary of one's own is kept for a resume ----

@@ -167,7 +167,7 @@ def answer(model, kind, *argument):
     ('loglikelihood', ('', 'ab'), "of a text's first token, but this model has no token"),
     ('loglikelihood_rolling', ('ab',), "of a text's first token, but this model has no token"),
     ('loglikelihood', ('a', 'b' * 17), 'of 17 tokens at once, but the model reads at most 16'),
-    ('loglikelihood', ('a', '!'), "the character '!' (U+0021) is not among the 9"),
+    ('loglikelihood', ('a', '!'), "the character '!' (U+0021) is not in this vocabulary of 9 "),
     ('generate_until', ('ab', {'until': [], 'max_gen_toks': 16}), 'up to 16 new tokens'),
     ('generate_until', ('ab', {'until': [], 'num_beams': 3}), 'asks for num_beams in generation'),
     ('generate_until', ('ab', {'until': [], 'temperature': -1.0}), 'temperature=-1.0 must be'),

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from plaingpt.corpus.duplicates import fingerprints_of
+from plaingpt.corpus.splitting import hashes_of
 from plaingpt.inspection import document_groups
 from plaingpt.inspection.document_groups import Groups
 
@@ -12,7 +13,7 @@ def add(groups, texts, in_val=None, kept=None):
     rows = np.arange(len(texts))
     is_val = np.isin(rows, in_val or [])
     is_kept = np.ones(len(texts), bool) if kept is None else np.isin(rows, kept)
-    numbers, is_new = groups.place(fingerprints_of('exact', texts))
+    numbers, is_new = groups.place(fingerprints_of('exact', texts, hashes_of(texts)))
     origins = [f'{text}{row}' for row, text in enumerate(texts, groups.documents)]
     groups.count(numbers, is_new, is_kept, is_val, origins, [text.upper() for text in texts])
     return is_new.tolist()
@@ -59,7 +60,7 @@ def test_of_too_many_examples_those_of_the_largest_groups_stay(monkeypatch):
     for number in range(30):
         add(groups, [f'small {number}'] * 2)
     assert len(groups.examples) <= 10
-    assert groups.summary(largest=1)['largest_groups'][0]['text'] == 'LARGE'
+    assert groups.summary()['largest_groups'][0]['text'] == 'LARGE'
 
 
 def test_more_groups_than_there_was_room_for():

@@ -3,8 +3,11 @@ import copy
 
 import pytest
 
+from plaingpt.corpus.chat_messages import reason_against
+from plaingpt.corpus.chunks import reason_against_text, reason_by_line
+from plaingpt.corpus.documents import Reading
 from plaingpt.inspection.characters import MOJIBAKE, ODD
-from plaingpt.inspection.findings import REMEDIES_FOR_CHARACTERS, counted, findings
+from plaingpt.inspection.findings import REMEDIES_FOR_CHARACTERS, findings
 
 
 def facts_of(**changes):
@@ -111,7 +114,7 @@ def test_nothing_is_wrong_with_a_good_corpus():
     ('many tokens', '1.30 bytes', 'choose a larger N',
      dict(bytes_per_token=1.3, tokenizer='tokenizer.json')),
     ('documents were left out', '500, beside 1,000', '--include',
-     dict(skipped=left_out(binary=499, short=1))),
+     dict(skipped=left_out(binary=499, other=1))),
     *[(name, '500 in 5 documents (0.5%)', REMEDIES_FOR_CHARACTERS[name],
        dict(odd_characters={name: odd(500, 5)})) for name in [*ODD, MOJIBAKE]],
 ])
@@ -142,6 +145,7 @@ def test_what_looks_wrong_is_said_with_its_remedy(what, how_much, remedy, change
     dict(bytes_per_token=None),                                                 # chats
     dict(skipped=left_out(binary=100)),
     dict(skipped=left_out(empty=5000)),
+    dict(characters=300_000, lengths__largest=90_000),      # 30% of the text, but no long document
     dict(odd_characters={'private use': odd(39, 39)}),                      # below 10 in a million
     dict(odd_characters={'private use': odd(4000, 4)}),                         # in few documents
 ])
@@ -149,10 +153,20 @@ def test_what_is_usual_is_no_finding(changes):
     assert found(**changes) == []
 
 
+@pytest.mark.parametrize('reason, remedy', [
+    (Reading(min_chars=9).reason_by_length(3), 'a smaller --min_chars'),
+    (Reading(max_chars=9).reason_by_length(10), 'a larger --max_chars'),
+    (reason_by_line(10, max_line=9), 'a larger --max_line'),
+    (reason_against_text(b'\xff' * 9, max_line=0), 'convert them to UTF-8'),
+    (reason_against_text(b'\0' * 9, max_line=0), 'choose the files with --include'),
+    (reason_against([]), 'add its answers'),
+    (reason_against([{'role': 'assistant'}]), 'add what it replies to'),
+])
+def test_documents_that_were_left_out_have_the_remedy_for_their_reason(reason, remedy):
+    finding, = found(skipped=left_out(**{reason: 500, 'other': 1}))
+    assert f'most often: {reason}' in finding.how_much
+    assert remedy in finding.remedy
+
+
 def test_each_kind_of_odd_characters_has_a_remedy():
     assert set(REMEDIES_FOR_CHARACTERS) == {*ODD, MOJIBAKE}
-
-
-def test_numbers_with_their_nouns():
-    assert [counted(number, 'document') for number in (0, 1, 2000)] == [
-        '0 documents', '1 document', '2,000 documents']

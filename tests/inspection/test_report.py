@@ -41,8 +41,10 @@ def corpus(tmp_path):
 
 
 def report_on(corpus, pool=None):
+    """Writes a report, and returns its facts."""
     source, work, folder, tokenizer, counts = corpus
-    return write_report(str(folder), pool or Here(1, work), source, work, tokenizer, counts)
+    write_report(str(folder), pool or Here(1, work), source, work, tokenizer, counts)
+    return json.loads((folder / 'report.json').read_text())
 
 
 class Page(HTMLParser):
@@ -72,7 +74,6 @@ class Page(HTMLParser):
 def test_the_files_agree_and_what_is_wrong_is_printed(corpus, capsys):
     facts = report_on(corpus)
     folder, counts = corpus[2], corpus[4]
-    assert json.loads((folder / 'report.json').read_text()) == json.loads(json.dumps(facts))
     assert facts['name'] == 'mine'
     assert facts['documents'] == 32
     assert facts['tokens'] == counts.tokens

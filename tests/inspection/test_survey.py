@@ -125,7 +125,7 @@ def test_what_is_not_compared_gets_no_near_fingerprints(tmp_path, monkeypatch):
                 yield chunk, result
 
     work = work_for()
-    take_survey(Noting(1, work), source_of(tmp_path, near_copies(8), work))
+    take_survey(Noting(1, work), source_of(tmp_path, near_copies(8), work), work.dedup)
     assert asked == ['near', 'near', 'exact', 'exact']
 
 
@@ -205,10 +205,10 @@ def varied(documents):
 def test_the_result_does_not_depend_on_the_chunks(tmp_path, monkeypatch):
     work = work_for()
     source = source_of(tmp_path, varied(60), work)
-    expected = take_survey(Here(1, work), source).facts(True)
+    expected = take_survey(Here(1, work), source, work.dedup).facts(True)
     monkeypatch.setattr(readers, 'FILES_AT_ONCE', 7)
     assert len(list(source.chunks())) > 5
-    assert take_survey(Here(1, work), source).facts(True) == expected
+    assert take_survey(Here(1, work), source, work.dedup).facts(True) == expected
 
 
 @pytest.fixture
@@ -236,12 +236,12 @@ def test_a_large_file_that_comes_in_pieces_is_one_document(tmp_path, monkeypatch
     work = work_for()
     source = source_of(tmp_path, texts, work)
     monkeypatch.setattr(survey, 'MIN_REPEATS', 2)
-    expected = take_survey(Here(1, work), source).facts(True)
+    expected = take_survey(Here(1, work), source, work.dedup).facts(True)
     monkeypatch.setattr(large_files, 'PIECE_BYTES', 8192)
     monkeypatch.setattr(large_files, 'SEARCH_BYTES', 1024)
     pieces = [chunk for chunk in source.chunks() if not hasattr(chunk, 'files')]
     assert len(pieces) > 30
-    facts = take_survey(Here(1, work), source).facts(True)
+    facts = take_survey(Here(1, work), source, work.dedup).facts(True)
     # Excerpts are of pieces. Lines that a piece cuts count there as two, so only others compare.
     del facts['excerpts'], expected['excerpts']
     for of_facts in (facts, expected):

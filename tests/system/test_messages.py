@@ -101,6 +101,11 @@ def test_only_the_first_rank_warns_and_prints(monkeypatch, capsys, rank, printed
     assert capsys.readouterr() == printed
 
 
+def test_numbers_with_their_nouns():
+    assert [messages.counted(number, 'document') for number in (0, 1, 2000)] == [
+        '0 documents', '1 document', '2,000 documents']
+
+
 @pytest.mark.skipif(os.name != 'posix', reason='needs the signals of POSIX systems')
 def test_output_that_nobody_reads_asks_the_process_to_stop(monkeypatch):
     stopped, discarded = [], []

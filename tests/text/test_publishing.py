@@ -235,10 +235,15 @@ def test_a_full_disk_keeps_the_old_data_set(tmp_path, monkeypatch, form):
 def test_the_summary_names_shards(tmp_path, capsys):
     publish_text(tmp_path, 'new', ONE_FILE)
     publish_text(tmp_path, 'new', SHARDS)
+    tokens = prepare(tmp_path, 'new', Form(4, 1, False))
+    os.rename(tmp_path / 'val.bin.part', tmp_path / 'val_000.bin.part')
+    publish(str(tmp_path), tokenizer_of('new'), tokens, 'a test')
     assert capsys.readouterr().out.splitlines() == [
         f'{tmp_path}: train.bin has 60 tokens, val.bin 21, from a vocabulary of 3',
         f'{tmp_path}: train.bin (in 4 shards) has 60 tokens, val.bin (in 2 shards) 21, '
-        'from a vocabulary of 3']
+        'from a vocabulary of 3',
+        f'{tmp_path}: train.bin (in 4 shards) has 60 tokens, val_000.bin 21, from a vocabulary '
+        'of 3']
 
 
 @pytest.mark.parametrize('name, change', [

@@ -67,17 +67,6 @@ def test_shards_give_exactly_the_batches_of_one_file(tmp_path, dtype, sizes):
     cut.check_ids(60_000)
 
 
-@pytest.mark.parametrize('size', [1, 7, 30, 100, 1000])
-def test_blocks_are_all_tokens_in_order_in_their_own_type(tmp_path, size):
-    ids = np.arange(100)
-    for path in write_file(tmp_path / 'one', ids), write_shards(tmp_path / 'cut', ids, [33, 1, 66]):
-        blocks = list(TokenFile(path, vocab_size=100).blocks(size))
-        assert np.concatenate(blocks).tolist() == ids.tolist()
-        assert [len(block) for block in blocks[:-1]] == [size] * (len(blocks) - 1)
-        assert {block.dtype for block in blocks} == {np.dtype('<u2')}
-        assert '99 at token' in problem(list, TokenFile(path, vocab_size=99).blocks(size))
-
-
 def test_shards_may_have_more_digits(tmp_path):
     path = write_shards(tmp_path, range(30), [10, 10, 10], digits=6)
     assert TokenFile(path).rows([5], 20).tolist() == [list(range(5, 25))]
@@ -122,7 +111,7 @@ def test_a_shard_missing_in_the_middle_or_at_the_start_is_named(tmp_path):
     os.remove(tmp_path / 'train_002.bin')
     sentence = problem(TokenFile, path)
     assert sentence.startswith(f'{tmp_path}/train_002.bin is missing, although there is '
-                               'train_003.bin: ')
+                               'train_003.bin: restore it, or prepare the data set again')
     os.remove(tmp_path / 'train_000.bin')
     assert f'{tmp_path}/train_000.bin is missing' in problem(TokenFile, path)
 

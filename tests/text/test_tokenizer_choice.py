@@ -128,7 +128,7 @@ def test_a_data_set_of_nanogpt_lends_its_characters(tmp_path):
 @pytest.fixture
 def files(tmp_path):
     """A folder with the files of a tokenizer of Hugging Face."""
-    tokenizer = byte_tokenizer(('<end>', '<begin>'))
+    tokenizer = train_tokenizer(['abab'], 259, ('<end>', '<begin>'))
     (tmp_path / 'tokenizer.json').write_text(tokenizer.json_text, encoding='utf-8')
     config = {'bos_token': '<begin>', 'eos_token': {'content': '<end>'}}
     (tmp_path / 'tokenizer_config.json').write_text(json.dumps(config), encoding='utf-8')
@@ -140,7 +140,7 @@ def test_a_file_or_its_folder_comes_with_the_files_beside_it(files, name):
     (files / 'chat_template.jinja').write_text('{{ messages }}', encoding='utf-8')
     tokenizer = choose(str(files / name)).tokenizer()
     assert tokenizer.bos == '<begin>'
-    assert tokenizer.end_of_text == 256
+    assert tokenizer.end_of_text == 257
     assert tokenizer.chat_template == '{{ messages }}'
     # Its own template stays, for a chat too.
     assert choose(str(files / name), chat=True).tokenizer().to_meta() == tokenizer.to_meta()
@@ -153,17 +153,17 @@ def test_an_empty_name_is_no_token(files):
     (files / 'special_tokens_map.json').write_text(special, encoding='utf-8')
     tokenizer = choose(str(files)).tokenizer()
     assert tokenizer.bos is None
-    assert tokenizer.end_of_text == 256
+    assert tokenizer.end_of_text == 257
 
 
 def test_a_file_of_another_name_is_read_too(files):
     shutil.move(files / 'tokenizer.json', files / 'mine.json')
-    assert choose(str(files / 'mine.json')).tokenizer().vocab_size == 258
+    assert choose(str(files / 'mine.json')).tokenizer().vocab_size == 259
 
 
 def test_the_home_folder_may_be_written_as_a_tilde(files, monkeypatch):
     monkeypatch.setenv('HOME', str(files))
-    assert choose('~/tokenizer.json').tokenizer().vocab_size == 258
+    assert choose('~/tokenizer.json').tokenizer().vocab_size == 259
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
@@ -227,7 +227,8 @@ def test_the_template_writes_messages_as_transformers_does(tmp_path):
 
 
 def test_characters_have_no_tokens_for_chats(named_data):
-    assert "tokenizer='char' has no special tokens" in refusal('char', chat=True)
+    sentence = refusal('char', chat=True)
+    assert "tokenizer='char': a tokenizer of characters has no special tokens" in sentence
     assert 'a tokenizer of characters has no special tokens' in refusal(named_data, chat=True)
 
 
