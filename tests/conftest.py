@@ -178,6 +178,15 @@ def refused(finished):
     return '\n'.join(errors)
 
 
+def problem(call, *arguments, **keys):
+    """The one line of the UserError that the call must raise."""
+    from plaingpt.system.messages import UserError
+    with pytest.raises(UserError) as error:
+        call(*arguments, **keys)
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
 def succeeded(finished):
     """stdout of a run; fails if it did not end well."""
     assert finished.returncode == 0, finished.stdout + finished.stderr

@@ -1,4 +1,6 @@
-"""A pool of workers for tests, which works in this process."""
+"""Workers for tests: a pool that works in this process, and the way to another one."""
+import multiprocessing
+import threading
 
 
 class Here:
@@ -16,3 +18,14 @@ class Here:
     def map(self, function, chunks):
         for chunk in chunks:
             yield chunk, function(self.shared, chunk)
+
+
+def sent(value):
+    """A value as another process receives it."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    # A large value fills the pipe, so it is sent while this thread receives.
+    thread = threading.Thread(target=sender.send, args=(value,))
+    thread.start()
+    received = receiver.recv()
+    thread.join()
+    return received

@@ -91,16 +91,14 @@ class JsonLines(NamedTuple):
 
     def documents(self, reading):
         """As TextFiles. UserError if a line is no JSON object, or lacks a field."""
-        documents = []
-        skipped = Skipped()
+        return _documents_of(self._records(), self.path, reading)
+
+    def _records(self):
         text = decoded(self.content, self.path, self.first_byte)
         # splitlines() would also split at characters that JSON allows within a string.
         for number, line in enumerate(text.split('\n'), start=self.first_line):
-            if not line.strip():
-                continue
-            origin = _origin(number, self.path)
-            _add_record(_parsed(line, origin), origin, reading, documents, skipped)
-        return documents, skipped
+            if line.strip():
+                yield number, _parsed(line, _origin(number, self.path))
 
 
 class JsonTexts(NamedTuple):
@@ -115,11 +113,11 @@ class JsonTexts(NamedTuple):
 
     def documents(self, reading):
         """As Records."""
-        records = []
+        return _documents_of(self._records(), self.path, reading)
+
+    def _records(self):
         for number, text in enumerate(self.texts, start=self.first_record):
-            records.append(_parsed(text, _origin(number, self.path)))
-        return Records(self.path, records, self.first_record, self.next_place,
-                       self.bytes_read).documents(reading)
+            yield number, _parsed(text, _origin(number, self.path))
 
 
 class Records(NamedTuple):
@@ -132,11 +130,8 @@ class Records(NamedTuple):
 
     def documents(self, reading):
         """As TextFiles. UserError if a record is no object, or lacks a field."""
-        documents = []
-        skipped = Skipped()
-        for number, record in enumerate(self.records, start=self.first_record):
-            _add_record(record, _origin(number, self.path), reading, documents, skipped)
-        return documents, skipped
+        numbered = enumerate(self.records, start=self.first_record)
+        return _documents_of(numbered, self.path, reading)
 
 
 class TableRows(NamedTuple):
@@ -158,8 +153,8 @@ class TableRows(NamedTuple):
                 except ValueError:
                     self._find_damage(batch, self.first_record + len(records))
                     raise  # not reached
-        return Records(self.path, records, self.first_record, self.next_place,
-                       self.bytes_read).documents(reading)
+        numbered = enumerate(records, start=self.first_record)
+        return _documents_of(numbered, self.path, reading)
 
     def _find_damage(self, batch, first_record):
         for row in range(batch.num_rows):
@@ -187,17 +182,22 @@ def _parsed(text, origin):
                         'object') from None
 
 
-def _add_record(record, origin, reading, documents, skipped):
-    """Adds the Document of a record to documents, or the reason why not to skipped."""
-    if not isinstance(record, dict):
-        raise UserError(f'{origin} is {kind_of_value(record)}, not an object with fields: write '
-                        'each record as {"text": "…"}')
-    document = reading.document(record, origin)
-    reason = reading.reason_to_skip(document)
-    if reason is None:
-        documents.append(document)
-    else:
-        skipped.add(reason, origin)
+def _documents_of(numbered_records, path, reading):
+    """The Documents of a file's records, which come as (number, record), and what was Skipped."""
+    documents = []
+    skipped = Skipped()
+    for number, record in numbered_records:
+        origin = _origin(number, path)
+        if not isinstance(record, dict):
+            raise UserError(f'{origin} is {kind_of_value(record)}, not an object with fields: '
+                            'write each record as {"text": "…"}')
+        document = reading.document(record, origin)
+        reason = reading.reason_to_skip(document)
+        if reason is None:
+            documents.append(document)
+        else:
+            skipped.add(reason, origin)
+    return documents, skipped
 
 
 # ---- what is no text ----

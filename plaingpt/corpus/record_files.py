@@ -48,26 +48,40 @@ def json_lines(path, raw, stream, reading):
         yield functools.partial(JsonLines, path, content, first_byte, first_line), raw.tell()
 
 
+def _grouped(sized_records):
+    """Yields (number of the first record, list of records), each with about CHUNK_BYTES.
+
+    sized_records: (record, characters) one after another, which are counted from 1."""
+    first = 1
+    group = []
+    group_chars = 0
+    for record, chars in sized_records:
+        group.append(record)
+        group_chars += chars
+        if group_chars >= CHUNK_BYTES:
+            yield first, group
+            first += len(group)
+            group = []
+            group_chars = 0
+    if group:
+        yield first, group
+
+
 # ---- JSON ----
 
 def json_records(path, raw, stream, reading):
     """The objects of a JSON array, or objects that stand one after another."""
+    for first, group in _grouped(_json_texts(path, stream, reading)):
+        yield functools.partial(JsonTexts, path, group, first), raw.tell()
+
+
+def _json_texts(path, stream, reading):
+    """Yields the text of each record of a JSON file, and its length."""
     blocks = (text for _, text in decoded_blocks(stream, path, CHUNK_BYTES))
-    group = []
-    group_chars = 0
-    done = 0
-    for text, record in records_of(blocks, shown(path)):
-        if done == 0 and not group:
+    for number, (text, record) in enumerate(records_of(blocks, shown(path))):
+        if number == 0:
             _check_is_record(path, record, reading)
-        group.append(text)
-        group_chars += len(text)
-        if group_chars >= CHUNK_BYTES:
-            yield functools.partial(JsonTexts, path, group, done + 1), raw.tell()
-            done += len(group)
-            group = []
-            group_chars = 0
-    if group:
-        yield functools.partial(JsonTexts, path, group, done + 1), raw.tell()
+        yield text, len(text)
 
 
 def _check_is_record(path, value, reading):
@@ -90,18 +104,9 @@ def csv_records(path, raw, stream, reading):
     delimiter = '\t' if suffix_of(path) == '.tsv' else ','
     text = io.TextIOWrapper(stream, encoding='utf-8-sig', newline='')
     rows = csv.reader(text, delimiter=delimiter, strict=True)
-    group = []
-    group_chars = 0
-    done = 0
     try:
-        for record in _named(path, rows, reading):
-            group.append(record)
-            group_chars += sum(map(len, record.values()))
-            if group_chars >= CHUNK_BYTES:
-                yield functools.partial(Records, path, group, done + 1), raw.tell()
-                done += len(group)
-                group = []
-                group_chars = 0
+        for first, group in _grouped(_named(path, rows, reading)):
+            yield functools.partial(Records, path, group, first), raw.tell()
     except UnicodeDecodeError:
         _find_invalid_byte(path)
         raise  # not reached
@@ -112,12 +117,10 @@ def csv_records(path, raw, stream, reading):
                             'it, or shorten it') from None
         raise UserError(f'{shown(path)} is not valid CSV at line {rows.line_num} ({error}): fields '
                         'with commas or line breaks must stand in double quotes') from None
-    if group:
-        yield functools.partial(Records, path, group, done + 1), raw.tell()
 
 
 def _named(path, rows, reading):
-    """Yields the rows of a csv.reader as dicts, with the names of its first row."""
+    """Yields the rows of a csv.reader as dicts, with the names of its first row, and their size."""
     names = next(rows, [])
     for name in reading.fields:
         if names.count(name) > 1:
@@ -131,7 +134,7 @@ def _named(path, rows, reading):
         if len(row) != len(names):
             raise UserError(f'record {number} of {shown(path)} has {len(row)} fields, and the '
                             f'first line names {len(names)}: correct line {rows.line_num}')
-        yield dict(zip(names, row, strict=True))
+        yield dict(zip(names, row, strict=True)), sum(map(len, row))
 
 
 def _find_invalid_byte(path):

@@ -56,7 +56,7 @@ def prepared(path, folder, by='document', test_size=0.25, shard_tokens=0, dedup=
     return texts, counts
 
 
-TEXTS = [f'document {i}\n' + 'x' * (i % 7) for i in range(60)]
+TEXTS = [f'document {i}\n{"xxxxxx"[:i % 7]}' for i in range(60)]
 
 
 @pytest.mark.parametrize('shard_tokens', [0, 100])

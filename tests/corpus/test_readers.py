@@ -8,6 +8,7 @@ import pickle
 import pyarrow
 import pyarrow.parquet
 import pytest
+from pools import sent
 
 from plaingpt.corpus import compressed_files, json_stream, large_files, readers, record_files
 from plaingpt.corpus.chunks import START
@@ -284,7 +285,7 @@ def test_numbers_are_the_same_in_json_and_in_json_lines(tmp_path):
 def test_a_deeply_nested_record_reaches_a_worker(tmp_path):
     (tmp_path / 'a.json').write_text('[{"text": "a", "tree": ' + '[' * 700 + ']' * 700 + '}]')
     chunk, = Source(find(f'{tmp_path}/a.json'), Reading()).chunks()
-    documents, _ = pickle.loads(pickle.dumps(chunk)).documents(Reading())
+    documents, _ = sent(chunk).documents(Reading())
     assert documents[0].text == 'a'
 
 

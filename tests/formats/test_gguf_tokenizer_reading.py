@@ -34,7 +34,7 @@ def sentencepiece_fields(**changes):
     for char in '▁abcdefghijklmnopqrstuvwxyzHWI\'.,日本':
         tokens.append(char)
         scores.append(-1000.0)
-    types += [NORMAL] * (len(tokens) - len(types))
+    types += [NORMAL for _ in tokens[len(types):]]
     fields = {
         'tokenizer.ggml.model': 'llama', 'tokenizer.ggml.tokens': tokens,
         'tokenizer.ggml.scores': scores, 'tokenizer.ggml.token_type': types,

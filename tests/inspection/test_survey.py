@@ -29,8 +29,9 @@ def test_counts_of_documents_characters_and_bytes(tmp_path):
 
 
 def test_blank_documents_are_not_among_the_short_ones(tmp_path):
-    facts = survey_of(tmp_path, {'a.txt': ' ' * 99, 'b.txt': '\n', 'c.txt': 'x' * (SHORT - 1),
-                                 'd.txt': 'x' * SHORT})
+    long_enough = 'x' * SHORT
+    facts = survey_of(tmp_path, {'a.txt': ' ' * 99, 'b.txt': '\n', 'c.txt': long_enough[1:],
+                                 'd.txt': long_enough})
     assert (facts['blank_documents'], facts['short_documents']) == (2, 1)
 
 
@@ -68,7 +69,12 @@ def test_duplicates_and_their_origins(tmp_path):
 
 def near_copies(number):
     """Texts which differ in their hashes, but not in their words."""
-    return {f'{copy}.txt': 'the same words again and again' + '!' * copy for copy in range(number)}
+    texts = {}
+    text = 'the same words again and again'
+    for copy in range(number):
+        texts[f'{copy}.txt'] = text
+        text += '!'
+    return texts
 
 
 @pytest.mark.parametrize('dedup, overlaps', [('none', True), ('exact', True), ('near', False)])

@@ -1,11 +1,11 @@
 """gigatoken encodes a corpus only where it gives the ids of the package tokenizers."""
 import json
-import pickle
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pools import sent
 from tokenizers import (AddedToken, ByteLevelBPETokenizer, Tokenizer, decoders, models, normalizers,
                         pre_tokenizers, processors)
 
@@ -149,7 +149,7 @@ def test_a_text_that_can_not_be_encoded_is_one_sentence():
 
 def test_a_tokenizer_travels_to_another_process(tokenizer):
     tokenizer.encode_corpus(['a'])
-    again = pickle.loads(pickle.dumps(tokenizer))
+    again = sent(tokenizer)
     assert again.to_meta() == tokenizer.to_meta()
     assert again.encode_corpus(['the th'])[0].tolist() == tokenizer.encode('the th')
     assert isinstance(again, HuggingFaceTokenizer)

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from conftest import problem
 
-from plaingpt.system.messages import UserError
 from plaingpt.text import data_sets
 from plaingpt.text.mixtures import Mixture, is_mixture, open_run_data, prepare_missing, shares_of
 from plaingpt.text.publishing import write_data_set
@@ -14,14 +14,6 @@ from plaingpt.text.token_files import TokenFile
 from plaingpt.text.tokenizers import CharTokenizer
 
 CPU = torch.device('cpu')
-
-
-def problem(call, *arguments, **keys):
-    """The one line of the UserError that the call must raise."""
-    with pytest.raises(UserError) as error:
-        call(*arguments, **keys)
-    assert '\n' not in str(error.value)
-    return str(error.value)
 
 
 @pytest.fixture

@@ -4,21 +4,13 @@ import os
 import numpy as np
 import pytest
 import torch
+from conftest import problem
 
-from plaingpt.system.messages import UserError
 from plaingpt.text import shards
 from plaingpt.text.data_sets import check_fit, open_data_set
 from plaingpt.text.token_files import DTYPES, TokenFile
 
 CPU = torch.device('cpu')
-
-
-def problem(call, *arguments, **keys):
-    """The one line of the UserError that the call must raise."""
-    with pytest.raises(UserError) as error:
-        call(*arguments, **keys)
-    assert '\n' not in str(error.value)
-    return str(error.value)
 
 
 def write_shards(folder, ids, sizes, dtype='uint16', digits=3, split='train'):

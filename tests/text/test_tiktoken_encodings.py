@@ -1,7 +1,6 @@
 """tiktoken's encodings: their ids are those of tiktoken and tokenizers, for any text."""
 import gzip
 import json
-import pickle
 import zipfile
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from conftest import or_skip
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pools import sent
 from tokenizers import Tokenizer
 
 from plaingpt.system.messages import UserError
@@ -126,7 +126,7 @@ def test_an_encoding_survives_its_dict_and_the_way_to_another_process(load, name
     tokenizer = load(name)
     assert tokenizer.to_meta() == {'kind': 'tiktoken', 'name': name}
     tokenizer.encode_corpus(['a'])
-    again = pickle.loads(pickle.dumps(tokenizer))
+    again = sent(tokenizer)
     assert again.encode_corpus(['Hello'])[0].tolist() == tokenizer.encode('Hello')
 
 
@@ -134,7 +134,7 @@ def test_the_way_to_another_process_keeps_gpt2_gpt2(load):
     tokenizer = load('gpt2')
     assert isinstance(tokenizer, GPT2Tokenizer)
     tokenizer.encode_corpus(['a'])
-    assert pickle.loads(pickle.dumps(tokenizer)).to_meta() == {'kind': 'gpt2'}
+    assert sent(tokenizer).to_meta() == {'kind': 'gpt2'}
 
 
 @pytest.mark.parametrize('name', ['cl100k_base', SLOW_O200K])

@@ -108,7 +108,10 @@ def test_a_run_without_spaces_takes_no_quadratic_time(ends_in_time):
 
 @pytest.mark.parametrize('length', [0, 1, LONGEST_RUN, LONGEST_RUN + 1, 3 * LONGEST_RUN + 5])
 def test_a_text_is_cut_in_long_runs_alone(length):
-    text = 'some words ' * 2000 + 'x' * length + ' ' + 'more ' * 3000 + 'y' * length
+    first_run = 'x' * length
+    second_run = 'y' * length
+    words = 'some words ' * 2000
+    text = f'{words}{first_run} {words}{second_run}'
     pieces = _pieces_of(text)
     assert b''.join(pieces).decode() == text
     cuts = (length - 1) // LONGEST_RUN if length > 0 else 0
