@@ -13,6 +13,7 @@ has not predicted. Bits per byte is the loss per byte of text instead of per tok
 models with different tokenizers can be compared; special tokens, which stand for no text, are left
 out of it.
 """
+import contextlib
 import os
 import re
 from importlib.util import find_spec
@@ -25,9 +26,10 @@ from configurator import configure
 from plaingpt.evaluation import comparison
 from plaingpt.evaluation.split_loss import Batches, split_loss, token_losses
 from plaingpt.evaluation.windows import Windows
+from plaingpt.inference.quantization import place_to_generate
 from plaingpt.system.compiling import compile_or_warn
-from plaingpt.system.devices import (check_device, default_device, default_dtype, hardware_name,
-                                     place, precision, release_memory, set_up_math)
+from plaingpt.system.devices import (check_device, default_device, hardware_name, place,
+                                     precision, release_memory, set_up_math)
 from plaingpt.system.files import write_atomically
 from plaingpt.system.messages import UserError, complaints, explained, print0
 from plaingpt.text.data_sets import check_fit, folder_of, read_meta
@@ -65,6 +67,7 @@ seed = 1234                         # {[0, 4294967295]} of what a task draws; lm
 device = default_device()           # cuda, cuda:1, mps or cpu; default: the best one here
 backend = 'nccl'                    # {'nccl' | 'gloo'} between CUDA ranks; others use gloo
 dtype = 'auto'                      # {'auto' | 'float32' | 'bfloat16' | 'float16'}
+quantize = ''                       # {'' | 'int8' | 'int4'} measure the model with such weights
 compile = False                     # True: torch.compile, which takes a while to start
 
 
@@ -100,6 +103,8 @@ def problems():
         yield 'tasks needs the package lm_eval: pip install lm_eval==0.4.13'
     if task_path and not os.path.isdir(task_path):
         yield f'task_path={task_path} is not a folder'
+    if compile and quantize and device.startswith('cpu'):
+        yield 'on a CPU, compile=True does not go with quantize: leave one of them out'
     if '\0' in output:
         yield f'output={output!r} contains a NUL character, which no file name can have'
     elif os.path.isdir(output):
@@ -141,16 +146,18 @@ with process.together():
     models = open_models()
 
 
+def weights_in_words():
+    """What follows the precision in a line about a model."""
+    return f', {quantize} weights' if quantize else ''
+
+
 # ---- standard tasks ----
 def run_tasks(trained):
     """Runs the tasks, and prints and writes their results."""
     from plaingpt.evaluation import harness
     gpt = trained.gpt
-    precision_name = dtype
-    if dtype == 'auto':
-        precision_name = default_dtype(torch_device, gpt.config.n_embd, training=False)
-    place(gpt, torch_device, getattr(torch, precision_name)).eval()
-    print0(f'{trained.origin}; {hardware_name(torch_device)}, {precision_name}')
+    precision_name = place_to_generate(gpt, torch_device, dtype, quantize)
+    print0(f'{trained.origin}; {hardware_name(torch_device)}, {precision_name}{weights_in_words()}')
     harness.run(gpt, trained.load_tokenizer(), tasks=names_in(tasks), task_path=task_path,
                 limit=limit, num_fewshot=num_fewshot, batch_size=batch_size,
                 chat_template=chat_template, output=output, seed=seed, name=trained.name)
@@ -230,8 +237,13 @@ with process.together():
 # ---- loss on a split ----
 def measure(trained, data):
     """The SplitLoss of a model."""
-    gpt = place(trained.gpt, torch_device).eval()
-    precision_name, autocast, _ = precision(torch_device, dtype, gpt.config.n_embd)
+    gpt = trained.gpt
+    if quantize:
+        precision_name = place_to_generate(gpt, torch_device, dtype, quantize)
+        autocast = contextlib.nullcontext
+    else:
+        place(gpt, torch_device).eval()
+        precision_name, autocast, _ = precision(torch_device, dtype, gpt.config.n_embd)
     tokens = len(data.token_file)
     if max_tokens is not None:
         tokens = min(tokens, max_tokens)
@@ -242,7 +254,7 @@ def measure(trained, data):
     mode = 'compiled' if compiled else 'eager'
     print0(f'{trained.origin}: {split} of {data.dataset}, {tokens:,} tokens in {len(windows):,} '
            f'windows of {windows.length}, stride {windows.stride}; '
-           f'{hardware_name(torch_device)}, {precision_name}, {mode}')
+           f'{hardware_name(torch_device)}, {precision_name}{weights_in_words()}, {mode}')
     return split_loss(gpt, data.token_file, windows, data.byte_counts, batch_size, process,
                       autocast)
 

@@ -24,10 +24,11 @@ from tqdm import tqdm
 from configurator import configure
 from plaingpt.inference.completion import complete
 from plaingpt.inference.engine import InvalidArguments, stream
+from plaingpt.inference.quantization import place_to_generate
 from plaingpt.inference.window import cache_room
 from plaingpt.system.compiling import compile_or_warn
-from plaingpt.system.devices import (check_device, default_device, default_dtype,
-                                     hardware_name, place, room_for_batch, set_up_math)
+from plaingpt.system.devices import (check_device, default_device, hardware_name, room_for_batch,
+                                     set_up_math)
 from plaingpt.system.files import replacing
 from plaingpt.system.messages import UserError, complaints, explained
 from plaingpt.system.seeds import mixed_seed
@@ -59,6 +60,7 @@ seed = 1337                         # {[0, 4294967295]} the same seed gives the 
 # System
 device = default_device()           # cuda, cuda:1, mps or cpu; default: the best one here
 dtype = 'auto'                      # {'auto' | 'float32' | 'bfloat16' | 'float16'}
+quantize = ''                       # {'' | 'int8' | 'int4'} bits of a weight: smaller and faster
 compile = False                     # True: torch.compile, which takes a while to start
 
 
@@ -74,6 +76,10 @@ def problems():
         yield from complaints(run_folder.check_name, merge, 'merge')
     if merge and prompts:
         yield f'merge={merge} writes a checkpoint instead of text: leave out prompts'
+    if merge and quantize:
+        yield f'merge={merge} writes all bits of the weights: leave out quantize'
+    if compile and quantize and device.startswith('cpu'):
+        yield 'on a CPU, compile=True does not go with quantize: leave one of them out'
     yield from complaints(check_device, device)
 
 
@@ -164,11 +170,7 @@ if merge:
 tokenizer = trained.load_tokenizer()
 encoded = [tokenizer.encode(text) for text in texts]
 
-precision_name = dtype
-if dtype == 'auto':
-    precision_name = default_dtype(torch_device, model.config.n_embd, training=False)
-place(model, torch_device, getattr(torch, precision_name))
-model.eval()
+precision_name = place_to_generate(model, torch_device, dtype, quantize)
 
 compiled = False
 if compile:
@@ -182,7 +184,9 @@ if compile:
 
 # One line on stderr says what writes the text.
 mode = 'compiled' if compiled else 'eager'
-print(f'{trained.origin}; {hardware_name(torch_device)}, {precision_name}, {mode}', file=sys.stderr)
+weights = f', {quantize} weights' if quantize else ''
+print(f'{trained.origin}; {hardware_name(torch_device)}, {precision_name}{weights}, {mode}',
+      file=sys.stderr)
 
 
 # ---- generation ----

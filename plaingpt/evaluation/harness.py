@@ -51,11 +51,12 @@ def run(gpt, tokenizer, tasks, *, task_path='', limit=None, num_fewshot=None, ba
         check_fewshot(loaded, num_fewshot)
 
     tracker = EvaluationTracker()
+    model = GPTForTasks(gpt, tokenizer, batch_size, seed)
     results = simple_evaluate(
-        GPTForTasks(gpt, tokenizer, batch_size, seed), model_args={'pretrained': name},
+        model, model_args={'pretrained': name},
         tasks=_outermost(loaded, names), task_manager=manager, limit=limit,
         num_fewshot=num_fewshot, apply_chat_template=chat_template, batch_size=batch_size,
-        device=str(gpt.lm_head.weight.device), numpy_random_seed=seed, torch_random_seed=seed,
+        device=str(model.device), numpy_random_seed=seed, torch_random_seed=seed,
         fewshot_random_seed=seed, evaluation_tracker=tracker)
     samples = results.pop('samples')
     print_table(results)

@@ -40,7 +40,7 @@ class GPTForTasks(TemplateLM):
 
     def __init__(self, gpt, tokenizer, batch_size, seed):
         super().__init__()
-        self._device = gpt.lm_head.weight.device
+        self._device = gpt.transformer.ln_f.weight.device
         self.gpt = gpt
         self.tokenizer = tokenizer
         self.batch_size = batch_size

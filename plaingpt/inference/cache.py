@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from model import alibi_bias
+from plaingpt.inference import decoding_kernels
 
 
 class KVCache:
@@ -50,6 +51,12 @@ class KVCache:
         if mask is not None:
             mask = mask.to(self.keys[0].dtype)
         return [Decode(keys, values, self.rows, positions, visible, mask)
+                for keys, values in zip(self.keys, self.values, strict=True)]
+
+    def decode_in_cpp(self, positions):
+        """As decode(), where has_cpp_attention(): each row sees what it has, and no more."""
+        slopes = alibi_slopes(self.config) if self.config.position == 'alibi' else None
+        return [DecodeInCpp(keys, values, self.rows, positions, slopes)
                 for keys, values in zip(self.keys, self.values, strict=True)]
 
 
@@ -109,6 +116,43 @@ class Decode:
             mask = mask.reshape(B, nkv, nh // nkv, -1)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return y.reshape(B, nh, 1, hs)
+
+
+class DecodeInCpp:
+    """Decode on a CPU, by decoding_kernels.attention().
+
+    keys, values: float32 (slots, positions, n_kv_head, hs).
+    slots, positions: int64 (rows, 1), where the new key and value of each row stand.
+    slopes: ALiBi's, (nh,), or None."""
+    decoding = True
+
+    def __init__(self, keys, values, slots, positions, slopes):
+        self.keys = keys
+        self.values = values
+        self.slots = slots
+        self.positions = positions
+        self.slopes = slopes
+
+    def update(self, k, v):
+        """Returns k and v, (rows, 1, n_kv_head, hs): attention() stores them."""
+        return k, v
+
+    def attention(self, q, k, v):
+        """As Decode.attention(), but k and v are those of the new position, (rows, nkv, 1, hs)."""
+        return decoding_kernels.attention(q.float(), k.float(), v.float(), self.keys, self.values,
+                                          self.slots, self.positions, self.slopes)
+
+
+def has_cpp_attention(device):
+    """Whether the C++ of decoding_kernels computes attention on a torch.device."""
+    return device.type == 'cpu' and decoding_kernels.library() is not None
+
+
+def alibi_slopes(config):
+    """By how much ALiBi lowers the scores of each head for a distance of 1, float32 (nh,)."""
+    position = torch.ones(1, 1, dtype=torch.int64)
+    bias_of_the_one_before = alibi_bias(config, position, visible=1)  # (1, nh, 1, 1)
+    return -bias_of_the_one_before.flatten()
 
 
 def causal_mask(positions, visible):

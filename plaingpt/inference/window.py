@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from model import round_up
 from plaingpt.inference import graphs
-from plaingpt.inference.cache import KVCache
+from plaingpt.inference.cache import KVCache, has_cpp_attention
 from plaingpt.system.cpu_kernels import CpuKernels
 from plaingpt.system.cuda_kernels import without_cudnn_attention
 
@@ -51,7 +51,7 @@ class Window:
 
         # On a CPU one position attends 6 times as fast in float32 (12 heads, 400 positions: 45 us
         # instead of 264).
-        dtype = model.lm_head.weight.dtype
+        dtype = model.transformer.ln_f.weight.dtype
         if device.type == 'cpu':
             dtype = torch.float32
         self.rounds_lengths = graphs.are_used_on(device)
@@ -60,6 +60,9 @@ class Window:
         # With one position more, decoding always sees a slice. torch.compile would compile again
         # where it sees whole tensors, which it can't while a graph is recorded.
         self.cache = KVCache(model.config, len(self.sizes), room + 1, dtype, device)
+        # Neither a compiled model nor a graph can call C++ of our own.
+        calls_anything = not self.rounds_lengths and not is_compiled(model)
+        self.in_cpp = calls_anything and has_cpp_attention(device)
 
     # ---- tokens ----
 
@@ -119,7 +122,10 @@ class Window:
         """Logits (rows, V) after the pass of one more position of each row; visible: visible()."""
         sizes_differ = min(self.sizes) < max(self.sizes)
         hides_some = self.rounds_lengths or sizes_differ
-        caches = self.cache.decode(self.positions, visible, hides_some)
+        if self.in_cpp:
+            caches = self.cache.decode_in_cpp(self.positions)
+        else:
+            caches = self.cache.decode(self.positions, visible, hides_some)
         if self.packed is None:
             self.packed = packed_weights(self.model, len(self.tokens))
         with kernels_for_decoding(self.model, self.tokens.device, len(self.tokens), self.packed):
@@ -174,10 +180,14 @@ def attention_for_generation(device):
     return contextlib.nullcontext()
 
 
+def is_compiled(model):
+    """Whether torch.compile has compiled a GPT as a whole."""
+    return model._compiled_call_impl is not None
+
+
 def packed_weights(model, rows):
     """What CpuKernels.pack() returns for this many rows; {} for other models."""
-    is_compiled = model._compiled_call_impl is not None
-    if is_compiled or not isinstance(model.kernels, CpuKernels):
+    if is_compiled(model) or not isinstance(model.kernels, CpuKernels):
         return {}
     return model.kernels.pack(model, rows)
 

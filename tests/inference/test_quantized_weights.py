@@ -1,0 +1,122 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from plaingpt.inference import decoding_kernels
+from plaingpt.inference.quantized_weights import (GROUP, MOST_ROWS, TiledMatrix, TorchMatrix,
+                                                  quantize_matrix)
+
+needs_library = pytest.mark.skipif(decoding_kernels.library() is None,
+                                   reason='the C++ cannot be compiled here')
+MATRICES = [pytest.param(TiledMatrix, marks=needs_library), TorchMatrix]
+
+
+def random_matrix(outputs, inputs, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return 0.02 * torch.randn(outputs, inputs, generator=generator)
+
+
+def relative_error(a, b):
+    return ((a - b).norm() / b.norm()).item()
+
+
+# ---- numbers ----
+
+@pytest.mark.parametrize('kind, most', [('int8', 0.007), ('int4', 0.08)])
+def test_the_error_of_normal_weights(kind, most):
+    # Rounding to steps of (highest - lowest) / 15 has an error of a step / sqrt(12), and 32 normal
+    # numbers have a range of about 4.1 standard deviations: 0.079.
+    weight = random_matrix(64, 256)
+    assert relative_error(quantize_matrix(weight, kind).floats(), weight) < most
+
+
+def test_every_int8_is_within_half_a_step():
+    weight = random_matrix(8, 64)
+    numbers = quantize_matrix(weight, 'int8')
+    steps = numbers.scales.float().repeat_interleave(GROUP, dim=1)
+    # A scale is rounded to 8 bits, so the largest numbers may be cut off by 1 / 256 more.
+    allowed = steps / 2 + weight.abs() / 256 + 1e-9
+    assert ((numbers.floats() - weight).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize('kind', ['int8', 'int4'])
+def test_groups_without_a_range(kind):
+    weight = torch.zeros(2, 96)
+    weight[1] = 0.5
+    floats = quantize_matrix(weight, kind).floats()
+    assert (floats[0] == 0).all()
+    assert torch.allclose(floats[1], torch.tensor(0.5), rtol=1 / 128)
+
+
+def test_an_outlier_does_not_cost_the_others_their_precision():
+    weight = random_matrix(1, 64)
+    weight[0, 3] = 1.0
+    error = (quantize_matrix(weight, 'int4').floats() - weight)[0, GROUP:]
+    assert error.norm() / weight[0, GROUP:].norm() < 0.1
+
+
+def test_a_long_matrix_is_quantised_in_parts(monkeypatch):
+    weight = random_matrix(10, 64)
+    whole = quantize_matrix(weight, 'int4')
+    monkeypatch.setattr('plaingpt.inference.quantized_weights.OUTPUTS_AT_ONCE', 3)
+    parts = quantize_matrix(weight, 'int4')
+    assert torch.equal(parts.floats(), whole.floats())
+
+
+# ---- products ----
+
+@pytest.mark.parametrize('make_matrix', MATRICES)
+@pytest.mark.parametrize('kind', ['int8', 'int4'])
+@pytest.mark.parametrize('outputs', [1, 4, 30, 65])
+def test_products_are_those_of_the_floats(make_matrix, kind, outputs):
+    numbers = quantize_matrix(random_matrix(outputs, 96), kind)
+    matrix = make_matrix(numbers)
+    assert torch.allclose(matrix.floats(), numbers.floats(), atol=1e-7)
+    bias = random_matrix(1, outputs, seed=1)[0]
+    tolerance = 1e-6 if make_matrix is TiledMatrix else 0.02  # bfloat16
+    for rows in [*range(1, 10), MOST_ROWS, MOST_ROWS + 1]:
+        x = torch.randn(rows, 96)
+        expected = F.linear(x, numbers.floats(), bias)
+        assert torch.allclose(matrix.product(x, bias), expected, atol=tolerance)
+        without_bias = F.linear(x, numbers.floats())
+        assert torch.allclose(matrix.product(x[:, None], None)[:, 0], without_bias, atol=tolerance)
+
+
+@needs_library
+@pytest.mark.parametrize('kind', ['int8', 'int4'])
+def test_a_row_does_not_depend_on_its_neighbours(kind):
+    matrix = TiledMatrix(quantize_matrix(random_matrix(70, 128), kind))
+    x = torch.randn(MOST_ROWS, 128)
+    alone = torch.cat([matrix.product(row[None], None) for row in x])
+    for rows in range(1, MOST_ROWS + 1):
+        assert torch.equal(matrix.product(x[:rows], None), alone[:rows])
+
+
+@pytest.mark.parametrize('make_matrix', MATRICES)
+@pytest.mark.parametrize('kind', ['int8', 'int4'])
+def test_rows_of_an_embedding(make_matrix, kind):
+    numbers = quantize_matrix(random_matrix(30, 64), kind)
+    matrix = make_matrix(numbers)
+    idx = torch.tensor([[0, 29], [7, 7], [3, 28]])
+    assert torch.allclose(matrix.rows(idx), numbers.floats()[idx], atol=1e-7)
+    assert torch.allclose(matrix.rows(idx.T), numbers.floats()[idx.T], atol=1e-7)  # not contiguous
+
+
+@needs_library
+@pytest.mark.parametrize('kind, bits', [('int8', 8.5), ('int4', 5.0)])
+def test_bits_of_a_weight(kind, bits):
+    matrix = TiledMatrix(quantize_matrix(random_matrix(64, 96), kind))
+    assert matrix.bytes * 8 / (64 * 96) == bits
+
+
+@needs_library
+@settings(max_examples=30, deadline=None)
+@given(outputs=st.integers(1, 40), groups=st.integers(1, 5), rows=st.integers(1, 20),
+       kind=st.sampled_from(['int8', 'int4']), seed=st.integers(0, 1000))
+def test_any_shape(outputs, groups, rows, kind, seed):
+    numbers = quantize_matrix(random_matrix(outputs, GROUP * groups, seed), kind)
+    x = torch.randn(rows, GROUP * groups)
+    product = TiledMatrix(numbers).product(x, None)
+    assert torch.allclose(product, F.linear(x, numbers.floats()), atol=1e-5)
