@@ -5,8 +5,12 @@ Times training, sampling or data preparation on random weights, and shows where 
     python bench.py --profile=True                   # where its time goes
     python bench.py --baseline=hf --json=bench.json  # in turns with transformers' GPT-2
     python bench.py --mode=decode --context=400      # tokens after a prompt
+    python bench.py --mode=decode --quantize=int4 --baseline=llamacpp  # in turns with llama.cpp
     python bench.py --device=cpu --busy_core=True    # with another program on one of the cores
     python bench.py --mode=prepare --data_files='texts/*.parquet' --baseline=plain
+
+A baseline is transformers (hf), nanoGPT's way (plain), or, for decode on a CPU, llama.cpp with the
+same weights: in float32 or bfloat16 as ours are, in Q8_0 for int8, in Q4_0 for int4.
 
 --profile=True writes a Chrome trace into ./bench_log; open it at https://ui.perfetto.dev.
 docs/benchmarks.md has the results, and docs/gpu.md those of experiments/gpu_suite.py.
@@ -24,20 +28,19 @@ import torch
 
 from configurator import configure
 from model import GPT, GPTConfig
-from plaingpt.benchmarking import baselines
+from plaingpt.benchmarking import baselines, decoding
 from plaingpt.benchmarking.contender import Contender
-from plaingpt.inference.engine import stream
+from plaingpt.inference.quantization import place_to_generate
 from plaingpt.planning.hardware import Hardware
 from plaingpt.planning.plan import Plan, print_summary
 from plaingpt.planning.run_size import RunSize
 from plaingpt.planning.speed import measured_peak
 from plaingpt.planning.units import short_bytes, short_time
 from plaingpt.system import compiling
-from plaingpt.system.devices import (check_device, default_device, default_dtype,
-                                     hardware_name, peak_memory, place, precision,
-                                     release_memory, reset_peak_memory, residual_dtype,
-                                     seed_generator, set_up_math, synchronize)
-from plaingpt.system.messages import explained
+from plaingpt.system.devices import (check_device, default_device, hardware_name, peak_memory,
+                                     place, precision, release_memory, reset_peak_memory,
+                                     residual_dtype, seed_generator, set_up_math, synchronize)
+from plaingpt.system.messages import complaints, explained
 from plaingpt.system.seeds import mixed_seed
 from plaingpt.text.data_sets import DATA_FOLDER, folder_of, read_meta
 from plaingpt.text.shards import has_split
@@ -49,7 +52,7 @@ from plaingpt.training.processes import Process
 # ---- configuration ----
 # Work
 mode = 'train'                      # {'train' | 'decode' | 'prepare'}
-baseline = ''                       # {'' | 'hf' | 'plain'} transformers, or nanoGPT's way; in turns
+baseline = ''                       # {'' | 'hf' | 'plain' | 'llamacpp'} takes turns with ours
 batch_size = 12                     # {>= 1} sequences at a time; default on a CPU, or decoding: 1
 block_size = 1024                   # {>= 1} tokens in a sequence
 real_data = True                    # read the data set if it is there; False: random tokens
@@ -57,6 +60,7 @@ dataset = 'openwebtext'             # folder under data/
 seed = 1337                         # {[0, 4294967295]} of weights and batches
 context = 60                        # {>= 1} tokens of the prompt, in decode
 new_tokens = 100                    # {>= 1} tokens after it
+quantize = ''                       # {'' | 'int8' | 'int4'} form of the weights, in decode
 data_files = ''                     # for prepare: Parquet files, as a glob, with a column 'text'
 # Model
 n_layer = 12                        # {>= 1} blocks
@@ -93,9 +97,15 @@ def problems():
         yield "mode='prepare' goes with neither baseline='hf' nor profile=True"
     if busy_core and (mode == 'prepare' or not device.startswith('cpu')):
         yield 'busy_core=True goes with device=cpu, and not with mode=prepare'
-    if mode == 'decode' and baseline == 'hf' and context + new_tokens > block_size:
-        yield (f'transformers stops at block_size={block_size}: context={context} + '
+    if quantize and mode != 'decode':
+        yield f'quantize={quantize} goes with mode=decode'
+    if baseline in ('hf', 'llamacpp') and mode == 'decode' and context + new_tokens > block_size:
+        yield (f'{baseline} stops at block_size={block_size}: context={context} + '
                f'new_tokens={new_tokens} is more')
+    if baseline == 'llamacpp':
+        if mode != 'decode' or not device.startswith('cpu'):
+            yield "baseline=llamacpp goes with mode=decode and device=cpu: its package has no GPU"
+        yield from complaints(decoding.stand_in_tokenizer, vocab_size)
 
 
 config, given = configure(globals())
@@ -104,11 +114,6 @@ config, given = configure(globals())
 torch_device = check_device(device)
 set_up_math(seed, torch_device, keep_memory and not activation_checkpointing)
 precision_name, autocast, scaler = precision(torch_device, dtype, n_embd)
-if mode == 'decode' and dtype == 'auto':
-    precision_name = default_dtype(torch_device, n_embd, training=False)
-# The baselines compute as others do: in float32 on a CPU.
-baseline_dtype = 'float32' if torch_device.type == 'cpu' else precision_name
-
 # Defaults that depend on other keys.
 if mode != 'train':
     steps_a_sync = 1
@@ -128,6 +133,12 @@ if compile is None:
     compile = mode == 'train' and torch_device.type == 'cuda'
 with explained(ValueError):
     shape = GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, bias, gelu)
+
+
+def random_gpt():
+    """The GPT of the seed, in float32 on the CPU."""
+    torch.manual_seed(seed)
+    return GPT(shape)
 
 
 # ---- training ----
@@ -207,26 +218,13 @@ def steps_of(name, step):
 
 # ---- decoding ----
 
-def our_text(prompt, new_tokens):
-    """Writes batch_size continuations of the prompt; returns how many."""
-    seeds = range(batch_size)
-    for _ in stream(gpt, prompt, new_tokens, 0.8, 200, num_samples=batch_size, seeds=seeds):
-        pass
-    return batch_size
+def random_prompts():
+    """The prompts, int64 (B, context): one, which is read once for all samples of a batch.
 
-
-def texts_of(name, text):
-    """The Contender whose work is texts; text: a function like our_text()."""
-    def trial():
-        text(prompt[:, :1], 2)
-        synchronize(torch_device)
-
-    def work(number):
-        rows = text(prompt, new_tokens)
-        synchronize(torch_device)
-        return rows * new_tokens
-
-    return Contender(name, trial, work)
+    llama.cpp would read it for each of them, so with that baseline each sample has its own."""
+    count = batch_size if baseline == 'llamacpp' else 1
+    known = min(vocab_size, decoding.GPT2_TOKENS)  # ids that llama.cpp's vocabulary has too
+    return torch.randint(known, (count, context), device=torch_device)
 
 
 # ---- preparation: each function prepares the documents and returns their tokens ----
@@ -266,16 +264,20 @@ def leave_out(name):
 
 def make_rival(name, compiled):
     """The Contender of a baseline."""
+    # transformers and nanoGPT compute in float32 on a CPU.
+    their_dtype = 'float32' if torch_device.type == 'cpu' else precision_name
     if mode == 'train':
         make_step = baselines.nanogpt_step
         if baseline == 'hf':
             make_step = baselines.transformers_step
-        return steps_of(name, make_step(shape, batch, torch_device, baseline_dtype, compiled))
+        return steps_of(name, make_step(shape, batch, torch_device, their_dtype, compiled))
     if baseline == 'hf':
-        text = baselines.transformers_text(shape, batch_size, torch_device, baseline_dtype)
+        write = decoding.transformers_writer(shape, batch_size, torch_device, their_dtype)
+    elif baseline == 'plain':
+        write = decoding.nanogpt_writer(shape, torch_device, their_dtype)
     else:
-        text = baselines.nanogpt_text(shape, torch_device, baseline_dtype)
-    return texts_of(name, text)
+        write = decoding.llama_cpp_writer(random_gpt(), prompts, new_tokens, llama_cpp_type)
+    return decoding.Writer(name, write, prompts, new_tokens)
 
 
 # ---- ours: build, compile, warm up ----
@@ -283,13 +285,15 @@ warmup_rounds = math.ceil(warmup_steps / steps_a_sync)
 rounds = math.ceil(num_steps / steps_a_sync)
 gpt = None
 compiled = False
+llama_cpp_type = None  # of the matrices that it gets, where it is the baseline
 memory, memory_kind = None, ''
 if mode == 'prepare':
     ours = Contender('ours', None, our_preparation)
 else:
     hardware = Hardware.here(torch_device, 1)  # while its memory is empty
-    gpt = place(GPT(shape), torch_device)
+    gpt = random_gpt()
     if mode == 'train':
+        place(gpt, torch_device)
         gpt.checkpointing = activation_checkpointing
         gpt.residual_dtype = residual_dtype(bf16_residual, precision_name)
         chosen_mode = compiling.choose_mode(gpt, torch_device, compile_mode)
@@ -298,11 +302,12 @@ else:
         batch = batch_source()
         ours = steps_of('ours', our_step())
     else:
-        gpt.eval().to(getattr(torch, precision_name))
+        precision_name = place_to_generate(gpt, torch_device, dtype, quantize)
         has_graphs = False
         options = {'dynamic': True}  # each token makes the text longer
-        prompt = torch.randint(vocab_size, (1, context), device=torch_device)
-        ours = texts_of('ours', our_text)
+        prompts = random_prompts()
+        write = decoding.our_writer(gpt, batch_size // len(prompts))
+        ours = decoding.Writer('ours', write, prompts, new_tokens)
 
     if has_graphs:
         compiling.keep_gradients(gpt)
@@ -319,6 +324,8 @@ else:
 # ---- the baselines ----
 # Where ours is compiled, transformers is both eager and compiled, and nanoGPT's way compiled.
 versions = {}  # {name: whether it is compiled}
+if baseline == 'llamacpp':
+    llama_cpp_type = decoding.TYPES_FOR_LLAMA_CPP[quantize or precision_name]
 if baseline and mode != 'prepare':
     versions[baseline] = compiled and baseline == 'plain'
 if baseline == 'hf' and compiled and mode == 'train':
@@ -405,7 +412,9 @@ print(f'machine  {hardware_name(torch_device)}, torch {torch.__version__}')
 planned = None
 if gpt is not None:
     compiled_how = f'compiled ({options.get("mode", "default")})' if compiled else 'eager'
-    print(f'numbers  {precision_name}, {compiled_how}')
+    weights = f' with {quantize} weights' if quantize else ''
+    their_weights = f'; llama.cpp: {llama_cpp_type}' if baseline == 'llamacpp' else ''
+    print(f'numbers  {precision_name}{weights}, {compiled_how}{their_weights}')
     # Muon keeps one number for each parameter that it trains, AdamW two.
     moments = 2.0
     update_memory = 0
@@ -415,7 +424,11 @@ if gpt is not None:
         update_memory = temporary_memory(gpt)
     size = RunSize(batch_size, checkpointing=activation_checkpointing, moments=moments,
                    update_memory=update_memory, compiled=compiled)
-    plan = Plan(gpt, size, hardware, precision_name)
+    planned_gpt = gpt
+    if quantize:  # quantised matrices are no parameters, so the plan gets a GPT without memory
+        with torch.device('meta'):
+            planned_gpt = GPT(shape)
+    plan = Plan(planned_gpt, size, hardware, precision_name)
     summary = plan.summary()
     labels = ['model', 'step', 'compute', 'memory', 'disk'] if mode == 'train' else ['model']
     print_summary({label: summary[label] for label in labels})
@@ -441,6 +454,8 @@ for contender in [*contenders, *measured_again]:
     if mode == 'decode' and contender in contenders:
         print(f'         its first text took {1000 * contender.first_seconds:.2f} ms, after '
               f'{short_time(contender.start_seconds)} for two tokens')
+        for part, timed in contender.parts().items():
+            print(f'         {part}: {timed.speed():,.0f} tokens/s')
 
 mfu = None
 share_of_peak = None
@@ -478,15 +493,23 @@ figures = {
 }
 if rivals:
     fastest = max(rivals, key=Contender.speed)
-    ratio = ours.speed() / fastest.speed()
-    ratios = []
-    for our_seconds, their_seconds in zip(ours.seconds, fastest.seconds, strict=True):
-        ratios.append((ours.tokens / our_seconds) / (fastest.tokens / their_seconds))
-    print(f'ratio    {ratio:.2f} of the medians, against {fastest.name} ({min(ratios):.2f} to '
-          f'{max(ratios):.2f} of the rounds)')
+    ratio = ours.ratio_to(fastest)
+    print(f'ratio    {ratio.of_medians:.2f} of the medians, against {fastest.name} '
+          f'({ratio.least:.2f} to {ratio.largest:.2f} of the rounds)')
     figures['baseline'] = baseline
     figures['baseline_tokens_per_s'] = fastest.speed()
-    figures['ratio'] = ratio
+    figures['ratio'] = ratio.of_medians
+    figures['ratio_min'] = ratio.least
+    figures['ratio_max'] = ratio.largest
+    figures['llama_cpp_type'] = llama_cpp_type
+    if mode == 'decode':
+        for part, theirs in fastest.parts().items():
+            ratio = ours.parts()[part].ratio_to(theirs)
+            print(f'         {part}: {ratio.of_medians:.2f} ({ratio.least:.2f} to '
+                  f'{ratio.largest:.2f})')
+            figures[f'{part}_ratio'] = ratio.of_medians
+            figures[f'{part}_ratio_min'] = ratio.least
+            figures[f'{part}_ratio_max'] = ratio.largest
 if busy_core:
     of_one_thread = busy.speed() / one_thread.speed()
     print(f'shared   beside a program that keeps a core busy {busy.speed() / ours.speed():.2f} of '

@@ -6,9 +6,11 @@ Writes a trained model for other programs, and checks that it computes the same 
     python export.py --adapter=out-lora/adapter --to=hf --output=merged-hf
     python export.py --adapter=out-lora/adapter --to=peft --output=adapter-hf
 
-hf is a folder for transformers, vLLM and the programs around them. gguf is a file for llama.cpp.
-Both hold the whole model, with the LoRA adapter merged into it if there is one; peft is the adapter
-alone, for the base in Hugging Face's form. docs/models.md says which models can be exported.
+hf is a folder for transformers, vLLM and the programs around them. gguf is a file for llama.cpp,
+whose matrices may also have 8 bits a number (q8_0) or 4 (q4_0, and q4_1, which is more precise).
+Folder and file hold the whole model, with the LoRA adapter merged into it if there is one; peft is
+the adapter alone, for the base in Hugging Face's form. docs/models.md says which models can be
+exported.
 """
 import os
 from dataclasses import replace
@@ -37,7 +39,7 @@ adapter = ''                        # folder of a LoRA adapter; init_from is the
 # Export
 to = 'hf'                           # {'hf' | 'gguf' | 'peft'}
 output = ''                         # the new folder, or for gguf the new file
-type = 'f32'                        # {'f32' | 'f16' | 'bf16' | 'q8_0'} of matrices; q8_0: gguf only
+type = 'f32'                        # {'f32' | 'f16' | 'bf16' | 'q8_0' | 'q4_0' | 'q4_1'} of weights
 
 DTYPES = {'f32': torch.float32, 'f16': torch.float16, 'bf16': torch.bfloat16}
 
@@ -48,8 +50,8 @@ def problems():
         yield f'output={output!r} cannot be a file or folder: name one with --output'
     elif os.path.lexists(output):
         yield f'output={output} exists: remove it, or name another'
-    if to == 'hf' and type == 'q8_0':
-        yield 'type=q8_0 is for gguf: a folder for transformers has f32, f16 or bf16'
+    if to == 'hf' and type not in DTYPES:
+        yield f'type={type} is for gguf: a folder for transformers has f32, f16 or bf16'
     if to == 'peft' and not adapter:
         yield 'to=peft needs the adapter: --adapter=out-lora/adapter'
     if to == 'peft' and type != 'f32':

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import TINY, refused, run, run_here, succeeded
 
-from plaingpt.benchmarking import baselines
+from plaingpt.benchmarking import baselines, decoding
 from plaingpt.inference import engine
 from plaingpt.planning import hardware
 from plaingpt.system import compiling, cpu_runtime, devices
@@ -48,6 +48,70 @@ def test_a_baseline_takes_turns_and_the_ratio_is_that_of_the_speeds(tmp_path, mo
     assert figures['ratio'] == pytest.approx(ratio)
     assert figures['tokens_per_s'] == pytest.approx(tokens / figures['ms_per_step'] * 1000)
     assert f"ratio    {figures['ratio']:.2f}" in stdout and f'\n{baseline:8} ' in stdout
+
+
+# ---- llama.cpp ----
+
+@pytest.mark.parametrize('keys, type', [
+    (dict(dtype='float32'), 'f32'), (dict(dtype='bfloat16'), 'bf16'),
+    (dict(quantize='int8'), 'q8_0'), (dict(quantize='int4'), 'q4_0')], ids=str)
+def test_llama_cpp_takes_turns_with_the_same_weights_in_its_form(tmp_path, monkeypatch, keys, type):
+    pytest.importorskip('xllamacpp')
+    weights = {}
+
+    def our_writer(gpt, samples, original=decoding.our_writer):
+        weights['ours'] = gpt.transformer.wpe.weight.float()
+        return original(gpt, samples)
+
+    def llama_cpp_writer(gpt, *arguments, original=decoding.llama_cpp_writer):
+        weights['llama.cpp'] = gpt.transformer.wpe.weight
+        return original(gpt, *arguments)
+
+    monkeypatch.setattr(decoding, 'our_writer', our_writer)
+    monkeypatch.setattr(decoding, 'llama_cpp_writer', llama_cpp_writer)
+    keys = KEYS | dict(n_embd=64, mode='decode', baseline='llamacpp', context=3, new_tokens=5,
+                       batch_size=1) | keys
+    stdout = succeeded(run_here('bench.py', **keys, json=tmp_path / 'figures.json'))
+    assert f'; llama.cpp: {type}\n' in stdout
+    assert f'model    {50 * 64 + 16 * 64 + 2 * 12 * 64 ** 2 + 5 * 64:,} parameters' in stdout
+    torch.testing.assert_close(weights['ours'], weights['llama.cpp'], rtol=0.01, atol=1e-3)
+    figures = figures_of(tmp_path / 'figures.json')
+    assert figures['llama_cpp_type'] == type
+    ours, theirs = figures['contenders']
+    assert [ours['name'], theirs['name']] == ['ours', 'llamacpp']
+    for part in 'reading', 'writing':
+        speed = f'{part}_tokens_per_s'
+        assert figures[f'{part}_ratio'] == pytest.approx(ours[speed] / theirs[speed])
+        assert figures[f'{part}_ratio_min'] <= figures[f'{part}_ratio_max']
+        assert stdout.count(f'\n         {part}: ') == 3  # of both, and the ratio
+    # Both parts together take no longer than the whole, of which the writing is four tokens.
+    for speeds in ours, theirs:
+        parts_ms = 1000 * (3 / speeds['reading_tokens_per_s'] + 4 / speeds['writing_tokens_per_s'])
+        assert parts_ms <= speeds['ms_max']
+
+
+def test_several_samples_have_a_prompt_each_where_llama_cpp_reads_one_for_each(tmp_path,
+                                                                             monkeypatch):
+    pytest.importorskip('xllamacpp')
+    asked = []
+    original = engine.stream
+
+    def stream(gpt, idx, *arguments, **options):
+        asked.append((idx, options['num_samples']))
+        return original(gpt, idx, *arguments, **options)
+
+    monkeypatch.setattr(engine, 'stream', stream)
+    keys = dict(KEYS, mode='decode', baseline='llamacpp', context=6, new_tokens=5)
+    succeeded(run_here('bench.py', **keys, json=tmp_path / 'figures.json'))
+    prompts, samples = asked[-1]
+    assert prompts.shape == (4, 6) and samples == 1
+    assert len({tuple(row) for row in prompts.tolist()}) == 4
+    figures = figures_of(tmp_path / 'figures.json')
+    ours, theirs = figures['contenders']
+    assert theirs['tokens_per_s'] == pytest.approx(4 * 5 / theirs['ms_per_step'] * 1000)
+    # Its own times of a text include those of the others.
+    assert 'writing_tokens_per_s' in ours and 'writing_tokens_per_s' not in theirs
+    assert 'ratio' in figures and 'writing_ratio' not in figures
 
 
 # ---- what is measured, and in which order ----
@@ -253,6 +317,12 @@ def test_data_with_a_larger_vocabulary_is_not_used(char_data):
     (dict(mode='prepare'), '--data_files='),
     (dict(mode='prepare', data_files='x', baseline='hf'), 'neither'),
     (dict(mode='decode', baseline='hf', context=1000, new_tokens=99), 'is more'),
+    (dict(mode='decode', baseline='llamacpp', context=1000, new_tokens=99, device='cpu'),
+     'llamacpp stops at block_size=1024'),
+    (KEYS | dict(baseline='llamacpp'), 'baseline=llamacpp goes with mode=decode'),
+    (dict(mode='decode', baseline='llamacpp', device='mps'), 'and device=cpu'),
+    (KEYS | dict(mode='decode', baseline='llamacpp', vocab_size=101), 'use at most 100'),
+    (KEYS | dict(quantize='int8'), 'quantize=int8 goes with mode=decode'),
     (dict(mode='prepare', data_files='texts/no', num_steps=1), 'texts/no'),
     (KEYS | dict(real_data=False, json='no/folder.json'), 'json: '),
     (KEYS | dict(compile_mode='fast'), 'compile_mode='),

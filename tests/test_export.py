@@ -1,6 +1,7 @@
 """export.py as a command: folders for transformers, files for llama.cpp, adapters for peft."""
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from conftest import refused, run_here, succeeded
 from fine_tuning import ABC, add_adapter, save_run
 from generating import lively_gpt
 
-from plaingpt.formats import foreign_weights
+from plaingpt.formats import export_check, foreign_weights
 from plaingpt.formats.peft_adapter import save_adapter
 from plaingpt.training import lora
 from plaingpt.training.lora import LoraSettings
@@ -78,6 +79,27 @@ def test_the_matrices_are_rounded_to_a_type(tmp_path, to, type):
     after = open_trained(output).gpt.lm_head.weight
     assert not torch.equal(after, before)
     torch.testing.assert_close(after, before, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize('type', ['q4_0', 'q4_1'])
+def test_four_bits_change_much_and_the_output_says_how_much(tmp_path, type):
+    out_dir = save_lively(tmp_path / 'run', **LLAMA, n_embd=32)
+    output = str(tmp_path / 'there.gguf')
+    printed = succeeded(export(out_dir, output, to='gguf', type=type))
+    found = re.search(f'{type} changes the logits by at most (.+) of (.+), and the likeliest token '
+                      r"at (\d+) of 16 positions; llama.cpp's log-probabilities", printed)
+    before = open_trained('resume', out_dir).gpt
+    after = open_trained(output).gpt
+    ids = export_check.probe(before.config)
+    assert ids.shape == (1, 16)
+    ours = export_check.logits_of(before, ids, 31)
+    theirs = export_check.logits_of(after, ids, 31)
+    assert float(found[1]) == pytest.approx((theirs - ours).abs().max().item(), rel=0.06)
+    assert float(found[2]) == pytest.approx(ours.abs().max().item(), abs=0.06)
+    assert int(found[3]) == (theirs.argmax(-1) != ours.argmax(-1)).sum()
+    # Each row is one block, in which no number moves by more than an eighth of the largest.
+    bound = before.lm_head.weight.abs().amax(dim=1, keepdim=True) / 8
+    assert ((after.lm_head.weight - before.lm_head.weight).abs() <= bound * 1.01).all()
 
 
 def test_sample_writes_the_same_text_from_the_export(tmp_path):
@@ -179,6 +201,7 @@ def test_an_adapter_is_exported_for_peft_and_the_exported_base(tmp_path, adapted
     (dict(position='none', bias=False), {'to': 'gguf'}, "has no position='none'"),
     (LLAMA, {'output': ''}, "output='' cannot be a file or folder"),
     (LLAMA, {'type': 'q8_0'}, 'type=q8_0 is for gguf'),
+    (LLAMA, {'type': 'q4_0'}, 'type=q4_0 is for gguf'),
     (LLAMA, {'to': 'peft'}, 'to=peft needs the adapter'),
     (LLAMA, {'to': 'onnx'}, "to='onnx'"),
     (LLAMA, {'out_dir': 'nowhere'}, 'nowhere holds no checkpoint'),

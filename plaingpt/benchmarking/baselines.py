@@ -1,9 +1,9 @@
 """
-What bench.py compares with: a GPT trained, sampled and fed with data as nanoGPT does it,
-transformers' GPT-2, and a machine that another program shares.
+What bench.py compares training and preparation with: a GPT that is trained and fed with data as
+nanoGPT does it, transformers' GPT-2, and a machine that another program shares.
 
-The functions for training and decoding make the random weights of a GPTConfig on a device, and
-return a function that takes a training step or writes a text. The caller waits for the device.
+The functions for training make the random weights of a GPTConfig on a device, and return a function
+that takes a training step. The caller waits for the device.
 """
 import contextlib
 import subprocess
@@ -24,7 +24,7 @@ def nanogpt_step(config, batch, device, dtype, compiled):
 
     batch: a function from a step's number to x and y; dtype: 'float32', 'bfloat16' or 'float16';
     compiled: whether torch.compile compiles the whole model."""
-    net = _nanogpt(config, device)
+    net = nanogpt(config, device)
     if compiled:
         net.compile()
     return _training_step(net, net, batch, device, dtype)
@@ -32,7 +32,7 @@ def nanogpt_step(config, batch, device, dtype, compiled):
 
 def transformers_step(config, batch, device, dtype, compiled):
     """A step of transformers' GPT-2; arguments as in nanogpt_step()."""
-    net = _transformers_gpt2(config, device).train()
+    net = transformers_gpt2(config, device).train()
     if compiled:
         net.compile()
 
@@ -69,40 +69,6 @@ def _training_step(net, forward, batch, device, dtype):
     return step
 
 
-# ---- decoding: each function returns text(prompt, new_tokens), which returns its rows ----
-
-def nanogpt_text(config, device, dtype):
-    """One sample, as nanoGPT writes one after another: each token from all tokens before it."""
-    net = _nanogpt(config, device).eval().to(getattr(torch, dtype))
-
-    @torch.no_grad()
-    def text(prompt, new_tokens):
-        idx = prompt
-        for _ in range(new_tokens):
-            logits, _ = net(idx[:, -config.block_size:])
-            logits = logits[:, -1].float() / 0.8  # (1, V)
-            top = logits.topk(min(200, config.vocab_size)).values
-            logits = logits.masked_fill(logits < top[:, -1:], -torch.inf)
-            idx_next = torch.multinomial(logits.softmax(dim=-1), num_samples=1)
-            idx = torch.cat([idx, idx_next], dim=1)
-        return 1
-
-    return text
-
-
-def transformers_text(config, rows, device, dtype):
-    """`rows` samples at a time, by transformers' generate() with its cache."""
-    net = _transformers_gpt2(config, device).eval().to(getattr(torch, dtype))
-
-    def text(prompt, new_tokens):
-        net.generate(prompt, attention_mask=torch.ones_like(prompt), pad_token_id=0,
-                     num_return_sequences=rows, do_sample=True, temperature=0.8, top_k=200,
-                     min_new_tokens=new_tokens, max_new_tokens=new_tokens)
-        return rows
-
-    return text
-
-
 # ---- other load ----
 
 @contextlib.contextmanager
@@ -118,12 +84,13 @@ def busy_program():
 
 # ---- the models ----
 
-def _nanogpt(config, device):
+def nanogpt(config, device):
     """Our GPT with nanoGPT's GELU, and without the kernels that place() would give it."""
     return GPT(replace(config, gelu='exact')).to(device)
 
 
-def _transformers_gpt2(config, device):
+def transformers_gpt2(config, device):
+    """transformers' GPT-2 of the same shape, with the same GELU."""
     from transformers import GPT2Config, GPT2LMHeadModel
     their_config = GPT2Config(
         activation_function='gelu' if config.gelu == 'exact' else 'gelu_new',

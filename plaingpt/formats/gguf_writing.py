@@ -17,11 +17,15 @@ from plaingpt.system.messages import warn
 from plaingpt.text.tokenizers import load_tokenizer
 
 # The types of the matrices that a file may have: the number that names each in general.file_type,
-# and the largest magnitude that it holds. Q8_0 has a factor in float16 for each 32 numbers of a
-# row, from -127 to 127.
-FILE_TYPES = {'f32': 0, 'f16': 1, 'bf16': 32, 'q8_0': 7}
-LARGEST = {'F32': 3.4e38, 'F16': 65504, 'BF16': 3.38e38, 'Q8_0': 127 * 65504}
-QUANTIZATION_VERSION = 2  # of the layout of Q8_0
+# and the largest magnitude that it holds. The last three divide rows into blocks of 32 numbers,
+# each with a factor in float16: q8_0 has steps from -127 to 127, q4_0 from -8 to 7, and q4_1 from 0
+# to 15, above the least number of the block, which is in float16 too.
+FILE_TYPES = {'f32': 0, 'f16': 1, 'bf16': 32, 'q8_0': 7, 'q4_0': 2, 'q4_1': 3}
+LARGEST = {'F32': 3.4e38, 'F16': 65504, 'BF16': 3.38e38, 'Q8_0': 127 * 65504, 'Q4_0': 8 * 65504,
+           'Q4_1': 65504}
+IN_BLOCKS = ('q8_0', 'q4_0', 'q4_1')
+BLOCK = 32
+QUANTIZATION_VERSION = 2  # of the layout of blocks
 
 # As llama.cpp's own converter has it, vectors stay in float32, and so does this matrix, which
 # is added to the residual stream as it is.
@@ -101,8 +105,8 @@ def _tensors(gpt, config, type):
 
 
 def _matrix_type(matrix, type):
-    """The type of a matrix in a file: Q8_0 needs rows of whole blocks of 32 numbers."""
-    if type == 'q8_0' and matrix.shape[1] % 32 != 0:
+    """The type of a matrix in a file: F16 where its rows are not whole blocks."""
+    if type in IN_BLOCKS and matrix.shape[1] % BLOCK != 0:
         return 'F16'
     return type.upper()
 

@@ -2,7 +2,7 @@
 import pytest
 
 from plaingpt.benchmarking import contender as module
-from plaingpt.benchmarking.contender import Contender
+from plaingpt.benchmarking.contender import Contender, Ratio
 
 
 class Clock:
@@ -64,3 +64,13 @@ def test_the_start_may_be_work_that_contains_the_trial(clock):
     assert contender.start_up(compile_and_try) is True
     assert contender.start_seconds == 17.0
     assert contender.first_seconds is None
+
+
+def test_a_ratio_is_that_of_the_speeds_and_its_range_that_of_the_rounds(clock):
+    ours = timed_contender(clock, [1.0, 2.0, 4.0])
+    theirs = timed_contender(clock, [3.0, 4.0, 4.0])
+    for number in range(3):
+        ours.time(number)
+        theirs.time(number)
+    theirs.tokens = 50
+    assert ours.ratio_to(theirs) == Ratio(4.0, least=2.0, largest=6.0)

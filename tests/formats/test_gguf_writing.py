@@ -35,7 +35,21 @@ def test_a_file_holds_each_number_of_the_model_and_its_whole_config(tmp_path, mo
     assert gguf_tokenizer_of(path) == CHARS
 
 
-@pytest.mark.parametrize('type', ['f16', 'bf16', 'q8_0'])
+def rounding_in_blocks(type, matrix):
+    """How far a number may move in a file of this type, with a block of 32 numbers in each row."""
+    blocks = matrix.unflatten(1, (-1, 32))
+    largest = blocks.abs().amax(-1, keepdim=True)
+    rounded_to_float16 = largest * 2 ** -11
+    if type == 'q8_0':
+        return largest * 0.5 / 127 + rounded_to_float16
+    if type == 'q4_0':
+        # 8 steps to the number of largest magnitude, but only 7 on the other side of zero.
+        return largest / 8 + rounded_to_float16
+    step = (blocks.amax(-1, keepdim=True) - blocks.amin(-1, keepdim=True)) / 15
+    return step / 2 + 3 * rounded_to_float16  # of the least number, and of 15 steps
+
+
+@pytest.mark.parametrize('type', ['f16', 'bf16', 'q8_0', 'q4_0', 'q4_1'])
 @pytest.mark.parametrize('model', ['gpt2', 'llama with biases', 'qwen3'])
 def test_matrices_are_rounded_and_vectors_are_not(tmp_path, model, type):
     gpt, path = written(tmp_path, model, type)
@@ -48,27 +62,29 @@ def test_matrices_are_rounded_and_vectors_are_not(tmp_path, model, type):
         elif type == 'bf16':
             assert torch.equal(tensor, expected.bfloat16().float())
         else:
-            # Half a step of the 127 in a block, and float16's rounding of the step itself.
-            largest = expected.unflatten(1, (-1, 32)).abs().amax(-1, keepdim=True)
-            bound = largest * (0.5 / 127 + 2 ** -11)
             difference = (tensor - expected).unflatten(1, (-1, 32)).abs()
-            assert (difference <= bound * 1.001).all()
+            assert (difference <= rounding_in_blocks(type, expected) * 1.001).all()
+            assert not torch.equal(tensor, expected)
 
 
-def test_rows_that_are_no_whole_blocks_of_q8_0_are_float16(tmp_path):
-    _, path = written(tmp_path, 'llama', 'q8_0', mlp_width=48)
+@pytest.mark.parametrize('type', ['q8_0', 'q4_0', 'q4_1'])
+def test_rows_that_are_no_whole_blocks_are_float16(tmp_path, type):
+    _, path = written(tmp_path, 'llama', type, mlp_width=48)
     types = {name: info.type.name for name, info in read_gguf(path).tensors.items()}
     assert types['blk.0.ffn_down.weight'] == 'F16'
-    assert types['blk.0.ffn_up.weight'] == types['token_embd.weight'] == 'Q8_0'
+    assert types['blk.0.ffn_up.weight'] == types['token_embd.weight'] == type.upper()
 
 
-def test_the_metadata_says_what_llama_cpp_shows(tmp_path):
-    _, path = written(tmp_path, 'llama', 'q8_0')
+@pytest.mark.parametrize('type, number', [
+    ('q8_0', gguf.LlamaFileType.MOSTLY_Q8_0), ('q4_0', gguf.LlamaFileType.MOSTLY_Q4_0),
+    ('q4_1', gguf.LlamaFileType.MOSTLY_Q4_1)])
+def test_the_metadata_says_what_llama_cpp_shows(tmp_path, type, number):
+    _, path = written(tmp_path, 'llama', type)
     fields = gguf.GGUFReader(path).fields
     found = {key: field.contents() for key, field in fields.items()}
     assert found['general.architecture'] == 'llama'
     assert found['general.name'] == 'plainGPT'
-    assert found['general.file_type'] == gguf.LlamaFileType.MOSTLY_Q8_0
+    assert found['general.file_type'] == number
     assert found['general.quantization_version'] == gguf.GGML_QUANT_VERSION
     assert found['llama.context_length'] == 128
     assert found['llama.vocab_size'] == len(found['tokenizer.ggml.tokens']) == 60
@@ -92,7 +108,8 @@ def test_what_llama_cpp_cannot_compute_is_refused_and_nothing_is_written(
 
 
 @pytest.mark.parametrize('type, number', [
-    ('f16', 7e4), ('q8_0', 1e7), ('f32', math.nan), ('bf16', math.inf)])
+    ('f16', 7e4), ('q8_0', 1e7), ('q4_0', 6e5), ('q4_1', -7e4), ('f32', math.nan),
+    ('bf16', math.inf)])
 def test_numbers_that_the_type_does_not_hold_are_refused(tmp_path, type, number):
     gpt = random_gpt(**LLAMA)
     with torch.no_grad():
@@ -149,7 +166,8 @@ def test_llama_cpp_computes_the_same(tmp_path, model):
     assert difference_from_llama_cpp(gpt, path) < bound
 
 
-@pytest.mark.parametrize('type, bound', [('f16', 0.01), ('bf16', 0.1), ('q8_0', 0.3)])
+@pytest.mark.parametrize('type, bound', [
+    ('f16', 0.01), ('bf16', 0.1), ('q8_0', 0.3), ('q4_0', 0.3), ('q4_1', 0.3)])
 def test_llama_cpp_reads_the_other_types(tmp_path, type, bound):
     pytest.importorskip('xllamacpp')
     _, path = written(tmp_path, 'llama', type)
