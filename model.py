@@ -269,12 +269,16 @@ class CausalSelfAttention(nn.Module):
         """angles: rope's, or None. mask: ALiBi's bias, or None.
 
         cache: in generation, the keys and values of this block; see plaingpt/inference/cache.py."""
-        B, T, _ = x.shape
+        y = self.attend(self.c_attn(x), angles, mask, cache)
+        return self.resid_dropout(self.c_proj(y))
+
+    def attend(self, qkv, angles, mask, cache):
+        """Attention alone, (B, T, (nh + 2 nkv) hs) to (B, T, nh hs); arguments as in forward()."""
+        B, T, _ = qkv.shape
         nh = self.config.n_head
         nkv = self.config.n_kv_head
 
         # Queries and keys stay together until both are normalised and turned, in one pass each.
-        qkv = self.c_attn(x)  # (B, T, (nh + 2 nkv) hs)
         qkv = qkv.view(B, T, nh + 2 * nkv, self.config.head_size)
         qk, v = qkv.split([nh + nkv, nkv], dim=2)
         if self.config.qk_norm:
@@ -287,27 +291,24 @@ class CausalSelfAttention(nn.Module):
         q, k = qk.split([nh, nkv], dim=2)  # (B, T, nh, hs), (B, T, nkv, hs)
 
         # In decoding, the cache returns the keys and values of all positions so far.
-        decoding = False
+        decoding = cache is not None and cache.decoding
         if cache is not None:
             k, v = cache.update(k, v)
-            decoding = cache.decoding
 
         # Each head attends by itself, so heads come before positions.
         q = q.transpose(1, 2)  # (B, nh, T, hs)
         k = k.transpose(1, 2)  # (B, nkv, positions, hs)
         v = v.transpose(1, 2)  # (B, nkv, positions, hs)
         if decoding:
-            y = cache.attention(q, k, v)
-            y = y.to(x.dtype)  # the cache may be more precise
+            y = cache.attention(q, k, v).to(qkv.dtype)  # the cache may be more precise
         else:
             if mask is not None:
                 mask = mask.to(k.dtype)
             p = self.config.dropout if self.training else 0.0  # of the attention weights
             y = self.kernels.causal_attention(q, k, v, p, mask, nkv < nh)  # (B, nh, T, hs)
 
-        # Put the heads side by side again, and mix them.
-        y = y.transpose(1, 2).flatten(2)  # (B, T, nh hs)
-        return self.resid_dropout(self.c_proj(y))
+        # Put the heads side by side again.
+        return y.transpose(1, 2).flatten(2)  # (B, T, nh hs)
 
 
 class MLP(nn.Module):

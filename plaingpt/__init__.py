@@ -9,6 +9,7 @@ What the scripts share, by stage, in the order in which data flows:
     planning/    what a run takes before it starts: memory, FLOPs, time
     system/      what all of them stand on: messages, devices, CPU kernels, atomic files
 
-Imports go down: serving uses inference; inference and planning use training, which uses formats, which uses text; all use
-system. One import goes up: formats/peft_adapter.py takes LoraSettings from training/lora.py.
+Imports go down: serving uses inference; inference and planning use training, which uses formats,
+which uses text; all use system. One import goes up: formats/peft_adapter.py takes LoraSettings from
+training/lora.py.
 """

@@ -10,6 +10,7 @@ from torch import nn
 
 from model import Linear
 from plaingpt.inference import decoding_kernels
+from plaingpt.inference.decoding_block import use_decoding_blocks
 from plaingpt.inference.decoding_kernels import GROUP
 from plaingpt.inference.quantized_weights import TiledMatrix, TorchMatrix, quantize_matrix
 from plaingpt.system.devices import default_dtype, place
@@ -62,8 +63,7 @@ class QuantizedLinear(nn.Module):
         self.bias = bias
 
     def forward(self, x):
-        bias = None if self.bias is None else self.bias.float()
-        return self.matrix.product(x.float(), bias)
+        return self.matrix.product(x, self.bias)
 
 
 class QuantizedEmbedding(nn.Module):
@@ -95,11 +95,13 @@ def quantize_for_cpu(gpt, kind):
         make_matrix = TorchMatrix
         warn(f"{decoding_kernels.why_missing()}, so torch's own kernel multiplies quantised "
              'matrices: in bfloat16, and slower')
+    gpt.float()
     for name, layer in fitting.items():
         matrix = make_matrix(quantize_matrix(layer.weight, kind))
         gpt.set_submodule(name, QuantizedLinear(matrix, layer.bias))
         if name == 'lm_head' and gpt.config.tied:
             gpt.transformer.wte = QuantizedEmbedding(matrix)
+    use_decoding_blocks(gpt)
 
 
 def _linear_layers(gpt):

@@ -12,8 +12,8 @@ int4's form is that of torch's own kernel (torch.ops.aten._weight_int4pack_mm_fo
 import torch
 from torch.nn import functional as F
 
-from plaingpt.inference import decoding_kernels
-from plaingpt.inference.decoding_kernels import GROUP, MOST_ROWS, TILE
+from plaingpt.inference.decoding_kernels import GROUP, MOST_ROWS, TILE, Layer, dequantise
+from plaingpt.system.cpu_kernels import onednn_beats_mkl, onednn_linear
 
 # The largest number of a group is an outlier more often than not. Cutting it off by one of these
 # factors may make the others more precise; the factor with the least squared error is taken.
@@ -95,37 +95,42 @@ def _without_zeros(scales):
 # ---- the two ways to multiply ----
 
 class TiledMatrix:
-    """A quantised matrix in the order in which decoding_kernels.cpp reads it.
+    """A quantised matrix in the order in which the C++ of decoding_kernels reads it.
 
-    tiles: uint8 (tiles, groups, bytes), as that file describes them."""
+    tiles: uint8 (tiles, groups, bytes), as cpp/linear.h describes them."""
 
     def __init__(self, matrix):
         """matrix: Numbers. The library of decoding_kernels must be there."""
         self.outputs, self.inputs = matrix.numbers.shape
-        name = 'int8' if matrix.zeros is None else 'int4'
-        self.linear = getattr(decoding_kernels.library(), f'linear_{name}')
-        self.dequantise = getattr(decoding_kernels.library(), f'dequantise_{name}')
+        self.bits = 8 if matrix.zeros is None else 4
         self.tiles = _tiles_of(matrix)
+        self.uses_onednn = onednn_beats_mkl()
 
     @property
     def bytes(self):
         return self.tiles.numel()
 
+    def layer(self, bias=None, norm=None, activation=None):
+        """The decoding_kernels.Layer that multiplies by this matrix; the arguments as there."""
+        return Layer(self.tiles, self.bits, self.inputs, self.outputs, bias, norm, activation)
+
     def product(self, x, bias):
         """x (…, inputs) float32 times the transposed matrix, plus the bias or None."""
-        if x.numel() > MOST_ROWS * self.inputs:
-            return F.linear(x, self.floats(), bias)
-        return decoding_kernels.linear(self.linear, x, self.tiles, bias, self.outputs)
+        if x.numel() <= MOST_ROWS * self.inputs:
+            return self.layer(bias).run(x)
+        if self.uses_onednn:
+            return onednn_linear(x, self.floats(), bias)
+        return F.linear(x, self.floats(), bias)
 
     def floats(self):
         """The whole matrix, float32 (outputs, inputs)."""
         floats = torch.empty(self.outputs, self.inputs)
-        return decoding_kernels.dequantise(self.dequantise, self.tiles, None, floats)
+        return dequantise(self.tiles, self.bits, None, floats)
 
     def rows(self, idx):
         """The rows for idx, int64 (…): float32 (…, inputs)."""
         floats = torch.empty(*idx.shape, self.inputs)
-        return decoding_kernels.dequantise(self.dequantise, self.tiles, idx.contiguous(), floats)
+        return dequantise(self.tiles, self.bits, idx.contiguous(), floats)
 
 
 def _tiles_of(matrix):

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -28,8 +29,7 @@ class CannotCompile(Exception):
 def load(source):
     """The ctypes.CDLL of a C++ file. CannotCompile if this machine can't compile it."""
     command = [*compiler(), *flags()]
-    with open(source, 'rb') as file:
-        code = file.read()
+    code = b''.join(_files_of(source))
     described = repr((command, _version(command[0]), _cpu())).encode()
     digest = hashlib.sha256(code + described).hexdigest()[:16]
     name = os.path.splitext(os.path.basename(source))[0]
@@ -43,6 +43,16 @@ def load(source):
         return ctypes.CDLL(path)
     except OSError as error:
         raise CannotCompile(f'{path} does not load ({error})') from error
+
+
+def _files_of(source):
+    """The content of a C++ file, and of the files beside it that it includes, bytes each."""
+    with open(source, 'rb') as file:
+        content = file.read()
+    found = [content]
+    for name in re.findall(rb'#include "([^"]+)"', content):
+        found += _files_of(os.path.join(os.path.dirname(source), name.decode()))
+    return found
 
 
 def compiler():
@@ -61,7 +71,7 @@ def compiler():
 
 def flags():
     """The compiler's flags: for the instructions that torch may use on this CPU, no more."""
-    chosen = ['-O3', '-shared', '-fPIC', '-fopenmp', '-std=c++17']
+    chosen = ['-O3', '-shared', '-fPIC', '-pthread', '-std=c++17']
     if platform.machine() in ('x86_64', 'AMD64'):
         chosen.append('-march=native')
         if instruction_set() != 'AVX512':
