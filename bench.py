@@ -29,6 +29,7 @@ import torch
 from configurator import configure
 from model import GPT, GPTConfig
 from plaingpt.benchmarking import baselines, decoding
+from plaingpt.benchmarking.batches import batch_source
 from plaingpt.benchmarking.contender import Contender
 from plaingpt.inference.quantization import place_to_generate
 from plaingpt.planning.hardware import Hardware
@@ -42,9 +43,7 @@ from plaingpt.system.devices import (check_device, default_device, hardware_name
                                      residual_dtype, seed_generator, set_up_math, synchronize)
 from plaingpt.system.messages import complaints, explained
 from plaingpt.system.seeds import mixed_seed
-from plaingpt.text.data_sets import DATA_FOLDER, folder_of, read_meta
-from plaingpt.text.shards import has_split
-from plaingpt.text.token_files import TokenFile
+from plaingpt.text.data_sets import DATA_FOLDER
 from plaingpt.training.guard import Guard
 from plaingpt.training.optimizers import make_optimizer, muon_matrices, temporary_memory
 from plaingpt.training.processes import Process
@@ -142,35 +141,6 @@ def random_gpt():
 
 
 # ---- training ----
-
-def batch_source():
-    """A function from a step's number to its x and y, of the data set or of random tokens."""
-    def random_batch(step):
-        generator = torch.Generator(torch_device).manual_seed(seed + step)
-        tokens = torch.randint(vocab_size, (batch_size, block_size + 1), generator=generator,
-                               device=torch_device)
-        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-
-    if not real_data:
-        return random_batch
-    folder = folder_of(dataset)
-    train_bin = os.path.join(folder, 'train.bin')
-    if not has_split(train_bin):
-        print(f'note: {train_bin} is missing, so the tokens are random')
-        return random_batch
-    meta = read_meta(folder)
-    data_vocab_size = meta['vocab_size'] or 0
-    if data_vocab_size > vocab_size:
-        print(f'note: the vocabulary of {train_bin} has {data_vocab_size} tokens, '
-              'so the tokens are random')
-        return random_batch
-    data = TokenFile(train_bin, meta['dtype'], vocab_size, block_size)
-
-    def real_batch(step):
-        return data.batch(seed, 'train', step, 0, batch_size, block_size, torch_device)
-
-    return real_batch
-
 
 # The keys of train.py that an optimizer needs; the rates have no influence on the time.
 OPTIMIZER_KEYS = {
@@ -299,7 +269,8 @@ else:
         chosen_mode = compiling.choose_mode(gpt, torch_device, compile_mode)
         has_graphs = compile and compiling.uses_cuda_graphs(chosen_mode, torch_device)
         options = {'mode': chosen_mode}
-        batch = batch_source()
+        data = dataset if real_data else None
+        batch = batch_source(data, shape, batch_size, seed, torch_device)
         ours = steps_of('ours', our_step())
     else:
         precision_name = place_to_generate(gpt, torch_device, dtype, quantize)

@@ -115,7 +115,7 @@ def start(arguments):
 
 
 def end(process):
-    """Ends a server: with a second signal if it takes too long."""
+    """Ends a server, and kills it if that takes too long."""
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(END_SECONDS)
@@ -262,12 +262,12 @@ def export(model, folder):
 async def measure(servers, prompts, arguments):
     """{name of a server: its figures}. The servers take turns."""
     speeds = {server.name: {streams: [] for streams in STREAMS} for server in servers}
-    for number in range(-1, arguments.rounds):
+    for number in range(1 + arguments.rounds):
         for streams in STREAMS:
             for server in servers:
                 texts = [prompts.draw(PROMPT_TOKENS[0]) for _ in range(streams)]
                 speed = await speed_of_streams(server, texts, arguments.new_tokens)
-                if number >= 0:  # the first round warms up
+                if number > 0:  # the first round warms up
                     speeds[server.name][streams].append(speed)
     figures = {}
     for server in servers:
@@ -302,10 +302,14 @@ def print_table(figures):
         print(f'| {streams} at once | {" | ".join(cells)} |')
     ratios = [f'{of_server["ratio_16_to_1"]:.2f}' for of_server in figures.values()]
     print(f'| 16 against 1 | {" | ".join(ratios)} |')
-    for rows in zip(*[of_server['first_tokens'] for of_server in figures.values()], strict=True):
-        cells = [f'{1000 * row["median"]:.0f} ms, p95 {1000 * row["p95"]:.0f}' for row in rows]
-        when = f'beside {rows[0]["load"]} streams' if rows[0]['load'] else 'idle'
-        print(f'| first token after {rows[0]["prompt_tokens"]}, {when} | {" | ".join(cells)} |')
+    by_case = {}  # (load, tokens of the prompt): a cell for each server
+    for of_server in figures.values():
+        for timed in of_server['first_tokens']:
+            cells = by_case.setdefault((timed['load'], timed['prompt_tokens']), [])
+            cells.append(f'{1000 * timed["median"]:.0f} ms, p95 {1000 * timed["p95"]:.0f}')
+    for (load, prompt_tokens), cells in by_case.items():
+        when = f'beside {load} streams' if load else 'idle'
+        print(f'| first token after {prompt_tokens}, {when} | {" | ".join(cells)} |')
 
 
 def read_arguments():

@@ -307,11 +307,6 @@ def test_without_wandb_it_runs(tmp_path, monkeypatch):
     succeeded(run_here('bench.py', **KEYS, real_data=False, baseline='hf'))
 
 
-def test_data_with_a_larger_vocabulary_is_not_used(char_data):
-    stdout = succeeded(run_here('bench.py', **{**KEYS, 'vocab_size': 3}, dataset=char_data))
-    assert 'tokens, so the tokens are random' in stdout
-
-
 @pytest.mark.parametrize('keys, sentence', [
     (KEYS | dict(n_head=3), 'multiple of n_head'),
     (dict(mode='prepare'), '--data_files='),

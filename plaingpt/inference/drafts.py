@@ -109,12 +109,14 @@ class Draft:
     def end(self, finish_reason, text='', new_tokens=0):
         """Delivers the last piece: this text, which is ready, and what was held back.
 
-        new_tokens: how many were chosen since the piece before."""
-        self.has_ended = True
-        text += self._stream.finish()
+        After an error that stays back. new_tokens: how many were chosen since the piece before."""
         first = self._first_piece()
         if finish_reason == 'error':
-            first.pop('prompt_logprobs', None)  # they may not be finite
+            # The tokenizer may have failed, or the log-probabilities may not be finite.
+            first.pop('prompt_logprobs', None)
+        else:
+            text += self._stream.finish()
+        self.has_ended = True
         self._deliver(Piece(text, new_tokens, self._ready_logprobs(), **first,
                             finish_reason=finish_reason))
 

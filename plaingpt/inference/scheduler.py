@@ -15,6 +15,7 @@ import torch
 from plaingpt.inference.drafts import Draft
 from plaingpt.inference.engine import InvalidArguments
 from plaingpt.inference.requests import Closed, EngineStats, QueueFull, Ticket
+from plaingpt.inference.slots import bytes_at_most
 from plaingpt.inference.text_batch import TextBatch
 
 
@@ -67,7 +68,8 @@ class Engine:
         with self._condition:
             if self._is_closed:
                 raise Closed('the engine takes no more requests')
-            # A request for which a row is free does not count as waiting.
+            # A request for which a row is free does not count as waiting. The thread may just be
+            # moving a draft from one list to the other; the set counts it once.
             unfinished = {*self._waiting, *self._batch.drafts}
             if len(unfinished) >= self._batch.max_rows + self._max_queue:
                 raise QueueFull(f'{self._max_queue} requests wait already')
@@ -95,6 +97,13 @@ class Engine:
             steps=counts.steps,
             cache_positions=self._batch.slots.positions_in_use,
             cache_room=self._batch.slots.positions_in_all)
+
+    @property
+    def cache_bytes_at_most(self):
+        """Bytes of keys and values once max_rows texts run, one of them up to context_size."""
+        slots = self._batch.slots
+        return bytes_at_most(slots.config, self._batch.max_rows, self.context_size,
+                             slots.keys[0].dtype)
 
     def drain(self, seconds):
         """Refuses new requests, lets the others end, and stops the thread.

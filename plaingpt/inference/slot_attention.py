@@ -25,8 +25,12 @@ class Stretch:
     end: int
 
     @property
+    def size(self):
+        return self.end - self.begin
+
+    @property
     def is_single(self):
-        return self.end - self.begin == 1
+        return self.size == 1
 
 
 def slot_decodes(config, keys, values, stretches):
@@ -65,18 +69,17 @@ class Rows:
         slots = []
         positions = []
         for stretch in stretches:
-            slots += [stretch.slot] * (stretch.end - stretch.begin)
+            slots += [stretch.slot] * stretch.size
             positions += range(stretch.begin, stretch.end)
         self.slots = torch.tensor(slots, device=device)
         self.positions = torch.tensor(positions, device=device)
 
 
-class SlotDecode:
-    """One block's cache while R texts read one token each, which attends to all of its slot so far.
+class SlotPass:
+    """One block's cache in a pass of R tokens that stand in slots.
 
-    Each row is computed by itself: its bits depend on no other row.
-
-    keys, values: (slots, positions, n_kv_head, hs). rows: the Rows. mask: from mask_for()."""
+    keys, values: (slots, positions, n_kv_head, hs). rows: the Rows. mask: what is added to the
+    scores, as the subclass wants it."""
     decoding = True  # attention is computed here, not by the block
 
     def __init__(self, keys, values, rows, mask):
@@ -84,6 +87,20 @@ class SlotDecode:
         self.values = values
         self.rows = rows
         self.mask = mask
+
+    def update(self, k, v):
+        """Stores k and v, (R, 1, n_kv_head, hs), and returns them."""
+        slots = self.rows.slots
+        positions = self.rows.positions
+        self.keys[slots, positions] = k[:, 0].to(self.keys.dtype)
+        self.values[slots, positions] = v[:, 0].to(self.values.dtype)
+        return k, v
+
+
+class SlotDecode(SlotPass):
+    """The SlotPass in which R texts read one token each, which attends to all of its slot so far.
+
+    Each row is computed by itself: its bits depend on no other row. mask: from mask_for()."""
 
     @staticmethod
     def mask_for(config, rows):
@@ -94,11 +111,6 @@ class SlotDecode:
         for row, stretch in enumerate(rows.stretches):
             biases.append(alibi_bias(config, rows.positions[None, row:row + 1], stretch.end))
         return biases
-
-    def update(self, k, v):
-        """Stores k and v, (R, 1, n_kv_head, hs), and returns them."""
-        store(self.keys, self.values, self.rows, k, v)
-        return k, v
 
     def attention(self, q, k, v):
         """Attention of q, (R, nh, 1, hs), to the slots, as q's shape.
@@ -153,31 +165,19 @@ def attend(q, k, v, mask):
     return y.reshape(R, nh, 1, hs)
 
 
-class SlotPrefill:
-    """One block's cache while stretches of prompts are read, of R tokens in all.
+class SlotPrefill(SlotPass):
+    """The SlotPass in which stretches of prompts are read.
 
-    Each stretch attends to what its slot holds before it, and to itself. The arguments as for
-    SlotDecode; masks: of mask_of_stretch(), one for each."""
-    decoding = True  # attention is computed here, not by the block
-
-    def __init__(self, keys, values, rows, masks):
-        self.keys = keys
-        self.values = values
-        self.rows = rows
-        self.masks = masks
-
-    def update(self, k, v):
-        """Stores k and v, (R, 1, n_kv_head, hs), and returns them."""
-        store(self.keys, self.values, self.rows, k, v)
-        return k, v
+    Each stretch attends to what its slot holds before it, and to itself. mask: a list, for each of
+    them what mask_of_stretch() returns."""
 
     def attention(self, q, k, v):
         """Attention of q, (R, nh, 1, hs), to the slots, as q's shape; k and v as in SlotDecode."""
         q = q.to(self.keys.dtype)
         parts = []
         begin = 0
-        for stretch, mask in zip(self.rows.stretches, self.masks, strict=True):
-            end = begin + stretch.end - stretch.begin
+        for stretch, mask in zip(self.rows.stretches, self.mask, strict=True):
+            end = begin + stretch.size
             keys, values = held(self.keys, self.values, stretch)
             q_of_stretch = q[begin:end].transpose(0, 2)  # (1, nh, T, hs)
             grouped = keys.size(1) < q.size(1)
@@ -198,12 +198,6 @@ def mask_of_stretch(config, stretch, device, dtype):
     if stretch.begin == 0:
         return None
     return causal_mask(positions, stretch.end).to(dtype)
-
-
-def store(keys, values, rows, k, v):
-    """Writes k and v, (R, 1, n_kv_head, hs), to the places of these Rows."""
-    keys[rows.slots, rows.positions] = k[:, 0].to(keys.dtype)
-    values[rows.slots, rows.positions] = v[:, 0].to(values.dtype)
 
 
 def held(keys, values, stretch):

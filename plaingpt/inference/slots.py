@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from plaingpt.inference.slot_attention import slot_decodes, slot_prefills
+from plaingpt.system.messages import sentence_for, warn
 
 SMALLEST_ROOM = 256  # positions of a slot, before texts need more
 
@@ -28,7 +29,9 @@ class Slots:
 
     Each tensor is (slots, positions, n_kv_head, head size). Both numbers start small and double
     when texts need more, which copies the cache: its memory is that of the most texts at a time so
-    far, each as long as the longest so far."""
+    far, each as long as the longest so far.
+
+    max_slots: most slots; fewer from when memory is too short for more."""
 
     def __init__(self, config, max_slots, context_size, dtype, device):
         """config: the model's GPTConfig; max_slots, context_size: most slots, and positions."""
@@ -121,9 +124,17 @@ class Slots:
         self.room = room
 
     def _add_slots(self):
-        """Doubles the number of slots; returns the new ones."""
+        """Doubles the number of slots; returns the new ones, none if memory is too short."""
         number = min(max(1, 2 * len(self.slots)), self.max_slots)
-        self._resize(number, self.room)
+        try:
+            self._resize(number, self.room)
+        except Exception as error:
+            if sentence_for(error) is None or not self.slots:
+                raise
+            self.max_slots = len(self.slots)
+            warn(f'from now on, texts beyond {self.max_slots} at a time wait: '
+                 f'{sentence_for(error)}')
+            return []
         added = [Slot(number) for number in range(len(self.slots), number)]
         self.slots += added
         return added
@@ -132,12 +143,13 @@ class Slots:
         """Makes all tensors at least so large.
 
         One after another, so that there are never two of each. If memory ends on the way, some
-        stay larger than they need be."""
+        stay larger than they need be, and keep that size when the others grow."""
         for tensors in (self.keys, self.values):
             for layer, tensor in enumerate(tensors):
-                if tensor.size(0) < slots or tensor.size(1) < room:
-                    larger = tensor.new_zeros(slots, room, *tensor.shape[2:])
-                    larger[:tensor.size(0), :tensor.size(1)] = tensor
+                old_slots, old_room, *rest = tensor.shape
+                if old_slots < slots or old_room < room:
+                    larger = tensor.new_zeros(max(old_slots, slots), max(old_room, room), *rest)
+                    larger[:old_slots, :old_room] = tensor
                     tensors[layer] = larger
 
     @property
@@ -156,6 +168,14 @@ class Slots:
         Either all have one token, or all have several. The slots must have room for them."""
         make_caches = slot_decodes if stretches[0].is_single else slot_prefills
         return make_caches(self.config, self.keys, self.values, stretches)
+
+
+def bytes_at_most(config, max_slots, context_size, dtype):
+    """Bytes of the keys and values once all slots are in use, one of them up to its end.
+
+    While the cache grows, it takes one layer's tensor more. The arguments as for Slots."""
+    numbers = 2 * config.n_layer * config.n_kv_head * config.head_size  # of a position
+    return max_slots * context_size * numbers * dtype.itemsize
 
 
 def shared_beginning(tokens, others):

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from model import LOGITS_AT_ONCE
+from plaingpt.inference.decoding_kernels import MOST_ROWS
+from plaingpt.inference.quantization import QuantizedLinear
 from plaingpt.inference.row_sampling import choose_for_rows, finite_rows, logprobs_of
 from plaingpt.inference.slot_attention import Stretch
 from plaingpt.inference.slots import Slots, shared_beginning
@@ -32,7 +34,12 @@ class TextBatch:
     A step has a forward pass for the last tokens of all that are written, and another for pieces
     of prompts. Every token is a row of its pass, and attends to its own slot. One pass for both
     would read the weights only once, but some kernels compute few rows otherwise than many: a text
-    would depend on whether prompts are read beside it."""
+    would depend on whether prompts are read beside it.
+
+    On a CPU in float32, a text is the same to the bit whatever is written or read beside it. Two
+    things may still move a last bit: tokens of a prompt that another text has read already, in
+    other pieces; and GELU, where the threads cannot share its numbers out in whole vectors, as 7
+    threads can't. With quantised weights, the prompts that are read beside it may, too."""
 
     def __init__(self, gpt, tokenizer, max_rows, prefill_chunk, context_size):
         """The arguments as in scheduler.Engine."""
@@ -52,19 +59,20 @@ class TextBatch:
         self.rows_for_kernels = max(2, max_rows)
         self.packed = packed_weights(gpt, self.rows_for_kernels)
         self.fewest_rows = 2 if self.packed else 1
+        # More rows would be multiplied by a float copy of each matrix, which is made anew for each
+        # pass: that takes longer, and rounds otherwise.
+        self.singles_at_once = MOST_ROWS if is_quantized(gpt) else max_rows
 
     # ---- who takes part ----
 
     def admit(self, draft):
-        """Takes a draft in; returns whether it could, or has ended since there is no memory."""
-        if len(self.drafts) >= self.max_rows or self._should_wait(draft):
+        """Takes a draft in; returns whether it could."""
+        # Comparing prompts takes time, so it comes last.
+        if len(self.drafts) >= self.slots.max_slots or self._should_wait(draft):
             return False
-        try:
-            slot = self.slots.take(draft.request.prompt, draft.most_shared)
-        except Exception as error:
-            warn_of_memory(error)
-            draft.end('error')
-            return True
+        slot = self.slots.take(draft.request.prompt, draft.most_shared)
+        if slot is None:
+            return False  # there is no memory for another slot
         draft.begin(slot, self.vocab_size, self.device)
         self.drafts.append(draft)
         self.counts.prompt_tokens += len(draft.request.prompt)
@@ -74,7 +82,8 @@ class TextBatch:
     def _should_wait(self, draft):
         """Whether another draft is about to read more of the prompt than any slot has by now.
 
-        Of several samples of one prompt, for example, only the first reads it."""
+        Of several samples of one prompt, for example, only the first reads it. The other draft is
+        in the batch, so it reads on or ends: nothing waits forever."""
         if draft.awaited is not None:
             reader, length = draft.awaited
             if not reader.has_ended and reader.read < length:
@@ -109,9 +118,10 @@ class TextBatch:
         singles, pieces = self._parts()
         if singles or pieces:
             self.counts.steps += 1
-        for parts in (singles, pieces):
-            if parts:
-                self._read(parts)
+        for begin in range(0, len(singles), self.singles_at_once):
+            self._read(singles[begin:begin + self.singles_at_once])
+        if pieces:
+            self._read(pieces)
 
     def _read(self, parts):
         """Reads these parts, all of one token or all of several, and chooses where they end."""
@@ -185,7 +195,7 @@ class TextBatch:
         complete = []
         row = -1
         for draft, stretch in parts:
-            row += stretch.end - stretch.begin
+            row += stretch.size
             if stretch.end == len(draft.tokens):
                 last_rows.append(row)
                 complete.append(draft)
@@ -195,22 +205,26 @@ class TextBatch:
 
     def _add_prompt_logprobs(self, parts, x):
         """Computes the log-probabilities of prompts, where they are asked for, as far as read."""
-        rows_at_once = max(1, LOGITS_AT_ONCE // self.gpt.config.vocab_size)
         row = 0
         for draft, stretch in parts:
-            next_row = row + stretch.end - stretch.begin
+            next_row = row + stretch.size
             if draft.request.prompt_logprobs and stretch.begin < len(draft.request.prompt):
                 # Each position predicts the token after it; the last one predicts no prompt's.
                 ids = draft.request.prompt[stretch.begin + 1:stretch.end + 1]
                 alternatives = draft.request.top_logprobs or 0
-                for begin in range(0, len(ids), rows_at_once):
-                    end = min(begin + rows_at_once, len(ids))
-                    logits = self._logits(x[row + begin:row + end])
-                    draft.add_prompt_logprobs(logprobs_of(
-                        logits, ids[begin:end], [alternatives] * (end - begin), self.vocab_size))
-                if len(draft.request.prompt) == 1:
-                    draft.add_prompt_logprobs([])
+                found = self._logprobs_of_ids(x[row:row + len(ids)], ids, alternatives)
+                draft.add_prompt_logprobs(found)
             row = next_row
+
+    def _logprobs_of_ids(self, x, ids, alternatives):
+        """The TokenLogprobs of R ids after a residual stream x (R, C), each with so many others."""
+        rows_at_once = max(1, LOGITS_AT_ONCE // self.gpt.config.vocab_size)
+        found = []
+        for begin in range(0, len(ids), rows_at_once):
+            part = slice(begin, begin + rows_at_once)
+            logits = self._logits(x[part])
+            found += logprobs_of(logits, ids[part], [alternatives] * len(logits), self.vocab_size)
+        return found
 
     def _choose(self, logits, complete):
         """Chooses the next token of drafts that are read up to their end, from logits (R, V)."""
@@ -253,16 +267,19 @@ class TextBatch:
     def _end_for_memory(self, parts, error):
         """Where memory was too short for a pass, ends the drafts that needed most of it.
 
-        They are those that read a prompt, else those that need a larger cache. The others are in
-        the next step. Raises the error if it is another, or there is no such draft."""
+        They are those that read a prompt, else those that need a larger cache, else the longest.
+        The others are in the next step. Raises the error if it is another one."""
+        warn_of_memory(error)
         reading = [draft for draft, stretch in parts if not stretch.is_single]
         growing = [draft for draft, stretch in parts if stretch.end > self.slots.room]
-        ending = reading or growing
-        if not ending:
-            raise error
-        warn_of_memory(error)
-        for draft in ending:
+        longest = max([draft for draft, _ in parts], key=lambda draft: len(draft.tokens))
+        for draft in reading or growing or [longest]:
             self.end(draft, 'error')
+
+
+def is_quantized(gpt):
+    """Whether a GPT has matrices that quantize_for_cpu() has made."""
+    return any(isinstance(module, QuantizedLinear) for module in gpt.modules())
 
 
 def warn_of_memory(error):

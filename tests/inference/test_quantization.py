@@ -113,6 +113,20 @@ def test_a_gpu_without_torchao(monkeypatch):
         quantization.check(torch.device('cuda'), 'auto', 'int4')
 
 
+def test_torchao_quantises_the_layers_and_leaves_the_embedding():
+    # int4 needs a GPU; int8 works on a CPU too.
+    gpt = tiny_gpt(**WIDE).bfloat16()
+    idx = tiny_ids(2, 9, vocab_size=65)
+    expected, _ = gpt(idx, idx)
+    embedding = gpt.transformer.wte.weight.clone()
+    quantization._quantize_for_cuda(gpt, 'int8')
+    logits, _ = gpt(idx, idx)
+    assert 0 < ((logits - expected).norm() / expected.norm()).item() < 0.03
+    assert torch.equal(gpt.transformer.wte.weight, embedding)
+    assert type(gpt.lm_head.weight).__name__ == 'Int8Tensor'
+    assert gpt.generate(idx, 3).shape == (2, 12)
+
+
 def test_without_quantisation_the_precision_is_that_of_the_key():
     gpt = tiny_gpt(**WIDE)
     assert place_to_generate(gpt, CPU, 'bfloat16') == 'bfloat16'

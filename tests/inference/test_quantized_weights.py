@@ -1,5 +1,11 @@
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -120,3 +126,44 @@ def test_any_shape(outputs, groups, rows, kind, seed):
     x = torch.randn(rows, GROUP * groups)
     product = TiledMatrix(numbers).product(x, None)
     assert torch.allclose(product, F.linear(x, numbers.floats()), atol=1e-5)
+
+
+# ---- threads ----
+
+@needs_library
+def test_threads_that_multiply_at_the_same_time():
+    numbers = quantize_matrix(random_matrix(256, 256), 'int8')
+    x = torch.randn(4, 256)
+    expected = TiledMatrix(numbers).product(x, None)
+    matrices = [TiledMatrix(numbers) for _ in range(4)]
+
+    def multiply(matrix):
+        torch.set_num_threads(2)
+        return all(torch.equal(matrix.product(x, None), expected) for _ in range(200))
+
+    with ThreadPoolExecutor(4) as executor:
+        assert all(executor.map(multiply, matrices))
+
+
+PROGRAM = '''
+import os, signal, torch
+from plaingpt.inference.quantized_weights import TiledMatrix, quantize_matrix
+torch.set_num_threads(2)
+matrix = TiledMatrix(quantize_matrix(torch.randn(256, 256), 'int8'))
+x = torch.randn(4, 256)
+expected = matrix.product(x, None)
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    os._exit(0 if torch.equal(matrix.product(x, None), expected) else 1)
+_, status = os.waitpid(child, 0)
+print(os.waitstatus_to_exitcode(status))
+'''
+
+
+@needs_library
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system has no fork')
+def test_a_fork_multiplies_without_the_threads_of_its_parent():
+    ended = subprocess.run([sys.executable, '-c', PROGRAM], cwd=ROOT, capture_output=True,
+                           text=True, timeout=60)
+    assert ended.stdout == '0\n', ended.stderr

@@ -86,6 +86,8 @@ def test_texts_from_many_threads_are_those_of_the_plain_engine(running):
     assert stats.new_tokens == sum(request.max_tokens for request in requests)
     assert stats.prompt_tokens == sum(len(request.prompt) for request in requests)
     assert 0 < stats.cache_positions <= stats.cache_room
+    # Two layers have keys and values of 16 channels, in float32.
+    assert engine.cache_bytes_at_most == 3 * 64 * 2 * 2 * 16 * 4
 
 
 def test_a_sleeping_engine_wakes_for_each_request(running):
@@ -284,6 +286,19 @@ def test_an_exception_ends_all_texts_and_is_logged_once(capsys):
     assert stderr.count('Traceback') == 1
     engine.drain(PATIENCE)
     assert engine.stats().active == engine.stats().waiting == 0
+
+
+def test_a_tokenizer_that_fails_ends_all_texts_too(monkeypatch, capsys):
+    def fail(tokenizer, ids):
+        raise ZeroDivisionError('as the test wants it')
+
+    engine = make_engine(shared_gpt())
+    receivers = [submit(engine, [first, 1, 2], 3)[0] for first in range(3)]
+    monkeypatch.setattr(type(engine._tokenizer), 'decode', fail)
+    engine.start()
+    assert [ends(receiver) for receiver in receivers] == ['error'] * 3
+    engine._thread.join(PATIENCE)
+    assert capsys.readouterr().err.count('Traceback') == 1
 
 
 def test_a_receiver_that_fails_loses_its_own_text_alone(capsys):

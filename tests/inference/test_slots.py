@@ -1,10 +1,12 @@
 """Slots of the key-value cache: which text takes which, what they share, and their memory."""
+import contextlib
+
 import pytest
 import torch
 from conftest import tiny_gpt
 
 from plaingpt.inference import slots as slots_module
-from plaingpt.inference.slots import Slots, shared_beginning
+from plaingpt.inference.slots import Slots, bytes_at_most, shared_beginning
 
 CONFIG = tiny_gpt().config
 CPU = torch.device('cpu')
@@ -117,24 +119,75 @@ def test_memory_grows_with_texts_and_keeps_what_it_holds(monkeypatch):
         assert slots.values[1][number, 0, 0, 0] == number + 3000
 
 
-def test_growth_that_fails_on_the_way_can_be_tried_again(monkeypatch):
-    slots = make_slots()
-    take(slots, [1, 2, 3])
+# ---- memory that is short ----
+
+@pytest.fixture
+def memory_is_short(monkeypatch):
+    """A context in which so many tensors can be made, and then no more."""
     new_zeros = torch.Tensor.new_zeros
-    left = [2]  # tensors until memory is short
 
-    def short(tensor, *size):
-        left[0] -= 1
-        if left[0] < 0:
-            raise torch.OutOfMemoryError
-        return new_zeros(tensor, *size)
+    @contextlib.contextmanager
+    def after(tensors):
+        made = []
 
-    with monkeypatch.context() as patched:
-        patched.setattr(torch.Tensor, 'new_zeros', short)
-        with pytest.raises(torch.OutOfMemoryError):
-            slots.take((7, 8), NO_LIMIT)
-    assert len(slots.slots) == 1
-    assert take(slots, [1, 2, 3, 4])[1] == 3
+        def limited(tensor, *size):
+            if len(made) == tensors:
+                raise torch.OutOfMemoryError
+            made.append(size)
+            return new_zeros(tensor, *size)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.Tensor, 'new_zeros', limited)
+            yield
+        assert len(made) == tensors
+
+    return after
+
+
+@pytest.mark.parametrize('tensors', [0, 2])
+def test_texts_wait_where_memory_is_too_short_for_more_slots(memory_is_short, capsys, tensors):
+    slots = make_slots()
+    first, _ = take(slots, [1, 2, 3])
+    with memory_is_short(tensors):
+        assert slots.take((7, 8), NO_LIMIT) is None
+        assert slots.take((7, 8), NO_LIMIT) is None
+    assert slots.max_slots == 1
+    assert capsys.readouterr().err.count('warning: from now on, texts beyond 1 at a time wait') == 1
+    slots.release(first)
+    assert take(slots, [1, 2, 3, 4]) == (first, 3)
+
+
+def test_a_free_slot_is_used_where_memory_is_too_short_for_more(memory_is_short):
+    slots = make_slots()
+    first, _ = take(slots, [1, 2, 3])
+    slots.release(first)
+    with memory_is_short(1):
+        assert slots.take((7, 8), NO_LIMIT) is first
+
+
+def test_room_that_was_made_for_some_layers_only_can_be_made_for_all(memory_is_short):
+    slots = make_slots(context_size=1000)
+    first, _ = take(slots, [1, 2, 3])
+    with memory_is_short(3), pytest.raises(torch.OutOfMemoryError):
+        slots.make_room(300)  # of four tensors, three get it
+    take(slots, [7, 8, 9])  # another slot, with the room that all have
+    slots.release(first)
+    assert take(slots, [1, 2, 3, 4]) == (first, 3)
+    slots.make_room(300)
+    slots.release(first)
+    assert take(slots, [1, 2, 3, 4, *range(300)]) == (first, 4)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('changes', [dict(), dict(n_head=4, n_kv_head=2, n_embd=64, n_layer=3)])
+def test_bytes_at_most_are_those_of_a_full_cache(changes, dtype):
+    config = tiny_gpt(**changes).config
+    slots = Slots(config, 3, 700, dtype, CPU)
+    for number in range(3):
+        slots.take((number,), NO_LIMIT)
+    slots.make_room(700)
+    total = sum(tensor.nbytes for tensor in (*slots.keys, *slots.values))
+    assert total == bytes_at_most(config, 3, 700, dtype)
 
 
 def test_a_forgotten_slot_holds_nothing():

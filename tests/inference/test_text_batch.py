@@ -8,7 +8,8 @@ from conftest import tiny_gpt, tiny_ids
 from generating import lively_gpt
 from torch.nn import functional as F
 
-from plaingpt.inference import slot_attention
+from plaingpt.inference import decoding_kernels, slot_attention
+from plaingpt.inference.quantization import place_to_generate
 from plaingpt.system.cpu_kernels import has_onednn
 from plaingpt.system.devices import place
 
@@ -101,6 +102,52 @@ def test_neighbours_do_not_change_a_bit(changes, in_cpp, monkeypatch):
         assert among_others[row].logprobs == alone[row].logprobs
         assert among_others[row].text == alone[row].text
 
+
+# ---- quantised weights ----
+
+quantized = pytest.mark.skipif(decoding_kernels.library() is None,
+                               reason='quantised matrices are multiplied in bfloat16')
+
+
+def quantized_gpt(kind, **changes):
+    gpt = lively_gpt(**{'block_size': 64, 'n_embd': 64, 'n_head': 4, **changes})
+    place_to_generate(gpt, torch.device('cpu'), 'auto', kind)
+    return gpt
+
+
+@quantized
+@pytest.mark.parametrize('changes', [
+    dict(), dict(position='rope', n_kv_head=2, norm='rmsnorm', bias=False, tied=False)])
+@pytest.mark.parametrize('kind', ['int8', 'int4'])
+def test_texts_of_quantised_weights_are_those_of_the_plain_engine(kind, changes):
+    gpt = quantized_gpt(kind, **changes)
+    engine = make_engine(gpt)
+    receivers = []
+    for request in REQUESTS:
+        receivers.append(submit(engine, request.prompt, request.max_tokens, seed=request.seed,
+                                **vars(request.options))[0])
+        engine.step()
+    step_to_the_end(engine)
+    for request, receiver in zip(REQUESTS, receivers, strict=True):
+        assert receiver.text == text_of_stream(gpt, request)
+
+
+@quantized
+@pytest.mark.parametrize('kind', ['int8', 'int4'])
+def test_many_neighbours_do_not_change_a_bit_of_quantised_weights(kind, monkeypatch):
+    gpt = quantized_gpt(kind)
+    engine = make_engine(gpt, max_rows=20)
+    prompts = [[row, *tiny_ids(row % 5, seed=row).tolist()] for row in range(20)]
+    passes = passes_of(gpt, monkeypatch)
+    together = [submit(engine, prompt, 12, top_logprobs=0)[0] for prompt in prompts]
+    step_to_the_end(engine)
+    assert max(len(ids) for ids in passes) == decoding_kernels.MOST_ROWS
+    for prompt, receiver in zip(prompts, together, strict=True):
+        alone = write(make_engine(gpt), prompt, 12, top_logprobs=0)
+        assert receiver.logprobs == alone.logprobs
+
+
+# ---- the context ----
 
 def test_a_full_context_ends_a_text():
     engine = make_engine(context_size=20)
@@ -303,19 +350,24 @@ def test_logits_that_are_not_finite_end_one_text_alone():
     assert engine.is_healthy
 
 
+def limit_passes(gpt, tokens, monkeypatch):
+    """Makes memory too short for passes of more tokens."""
+    residuals = gpt.residuals
+
+    def limited(ids, positions, caches=None):
+        if len(ids) > tokens:
+            raise torch.OutOfMemoryError('CUDA out of memory')
+        return residuals(ids, positions, caches)
+
+    monkeypatch.setattr(gpt, 'residuals', limited)
+
+
 def test_memory_that_is_short_for_a_prompt_ends_this_request_alone(monkeypatch, capsys):
     gpt = lively_gpt(block_size=64)
     engine = make_engine(gpt, prefill_chunk=32)
     writing, _ = submit(engine, 'abc', 20)
     engine.step()
-    residuals = gpt.residuals
-
-    def short(ids, positions, caches=None):
-        if len(ids) > 10:
-            raise torch.OutOfMemoryError('CUDA out of memory')
-        return residuals(ids, positions, caches)
-
-    monkeypatch.setattr(gpt, 'residuals', short)
+    limit_passes(gpt, 10, monkeypatch)
     reading, _ = submit(engine, tiny_ids(30).tolist(), 20)
     step_to_the_end(engine)
     assert reading.finish_reason == 'error'
@@ -339,6 +391,38 @@ def test_memory_that_is_short_for_a_longer_cache_ends_what_needs_it(monkeypatch,
     assert (long.finish_reason, long.new_tokens) == ('error', 7)
     assert (short.finish_reason, short.new_tokens) == ('length', 13)
     assert engine.is_healthy
+
+
+def test_memory_that_is_short_for_a_token_of_each_ends_the_longest_text(monkeypatch, capsys):
+    gpt = lively_gpt(block_size=64)
+    engine = make_engine(gpt)
+    short, _ = submit(engine, tiny_ids(3, seed=1).tolist(), 20)
+    long, _ = submit(engine, tiny_ids(5, seed=2).tolist(), 20)
+    engine.step()
+    limit_passes(gpt, 1, monkeypatch)
+    step_to_the_end(engine)
+    assert (long.finish_reason, long.new_tokens) == ('error', 1)
+    assert short.finish_reason == 'length'
+    assert short.text == text_of_stream(gpt, ask(tiny_ids(3, seed=1).tolist(), 20))
+    assert capsys.readouterr().err.count('a request ends early') == 1
+
+
+def test_texts_wait_where_memory_is_too_short_for_more_of_them(monkeypatch, capsys):
+    gpt = lively_gpt(block_size=64)
+    engine = make_engine(gpt)
+    receivers = [submit(engine, [first, 1, 2], 5)[0] for first in range(2)]
+    engine.step()
+
+    def fail(*arguments):
+        raise torch.OutOfMemoryError('CUDA out of memory')
+
+    monkeypatch.setattr(torch.Tensor, 'new_zeros', fail)
+    receivers += [submit(engine, [first, 1, 2], 5)[0] for first in range(2, 6)]
+    engine.step()
+    assert (engine.stats().active, engine.stats().waiting) == (2, 4)
+    step_to_the_end(engine)
+    for first, receiver in enumerate(receivers):
+        assert receiver.text == text_of_stream(gpt, ask([first, 1, 2], 5))
 
 
 def test_a_tiny_model_in_bfloat16_writes_too():
