@@ -54,6 +54,11 @@ def is_sendable(key):
     return key.isascii() and key.isprintable() and ' ' not in key
 
 
+def wanted_key():
+    """The key that programs must send, '' for none."""
+    return api_key or os.environ.get('PLAINGPT_API_KEY', '')
+
+
 def problems():
     """Yields what is wrong between keys, beyond the rules in their comments."""
     missing = [package for package in PACKAGES if not find_spec(package)]
@@ -62,7 +67,7 @@ def problems():
                + ' '.join(missing).replace('_', '-'))
         return
     from plaingpt.serving.guard import is_loopback
-    key = api_key or os.environ.get('PLAINGPT_API_KEY', '')
+    key = wanted_key()
     if not is_sendable(key):
         yield 'api_key must consist of ASCII characters without spaces'
     if not key and not is_loopback(host):
@@ -105,7 +110,7 @@ with explained(InvalidArguments):
 settings = Settings(
     model_name=model_name or short_name(trained.path),
     host=host,
-    api_key=api_key or os.environ.get('PLAINGPT_API_KEY', ''),
+    api_key=wanted_key(),
     most_texts=max_rows + max_queue,
     max_body=max_body,
     timeout=timeout)

@@ -15,9 +15,8 @@ FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-background-ne
          '--remote-debugging-pipe')
 PATIENCE = 15  # seconds that anything may take
 # What the protocol calls keys: the code of each, and the text that it types.
-KEYS = {'Backspace': (8, ''), 'Enter': (13, '\r'), 'Escape': (27, ''), 'Tab': (9, ''),
-        'ArrowRight': (39, '')}
-MODIFIERS = {'Ctrl': 2, 'Shift': 8}
+KEYS = {'Enter': (13, '\r'), 'Escape': (27, ''), 'Tab': (9, ''), 'ArrowRight': (39, '')}
+MODIFIERS = {'Shift': 8}
 
 
 def path_of_chromium():
@@ -180,12 +179,12 @@ class Page:
         for kind in ('mousePressed', 'mouseReleased'):
             self.call('Input.dispatchMouseEvent', type=kind, button='left', clickCount=1, **where)
 
-    def click_button(self, label, place='body'):
-        """Clicks the last visible button with this label in the element that a selector finds."""
+    def click_button(self, label):
+        """Clicks the last visible button with this label."""
         self.run(f'''(() => {{
             document.querySelectorAll('[data-wanted]').forEach((old) => old.removeAttribute(
                 'data-wanted'));
-            const buttons = [...document.querySelectorAll({json.dumps(place + ' button')})];
+            const buttons = [...document.querySelectorAll('button')];
             buttons.findLast((button) => button.textContent.trim() === {json.dumps(label)}
                 && button.checkVisibility()).dataset.wanted = '';
         }})()''')

@@ -55,6 +55,8 @@ class Api:
         self.figures = ServerFigures(engine)
         self.is_draining = False
         self.started = int(time.time())
+        self.page_text = PAGE.read_text(encoding='utf-8')
+        self.page_policy = content_security_policy(self.page_text)
 
     # ---- what the server says of itself ----
     def _model(self):
@@ -91,9 +93,8 @@ class Api:
 
     async def page(self, request):
         """GET /: the chat page."""
-        content = await asyncio.to_thread(PAGE.read_bytes)
-        return Response(content, media_type='text/html', headers={
-            'Content-Security-Policy': content_security_policy(content.decode('utf-8')),
+        return Response(self.page_text, media_type='text/html', headers={
+            'Content-Security-Policy': self.page_policy,
             'X-Content-Type-Options': 'nosniff',
             'Referrer-Policy': 'no-referrer',
             'Cache-Control': 'no-cache',

@@ -67,7 +67,8 @@ class Guard:
         except ApiError as error:  # of _check(); the application answers its own
             await error_response(error)(scope, receive, send_and_note)
         except Exception:
-            log.exception('a request has failed: %s', scope['path'])
+            # %r, since a path may have line breaks, which would look like another entry.
+            log.exception('a request has failed: %r', scope['path'])
             if status is None:
                 await error_response(internal())(scope, receive, send_and_note)
         finally:

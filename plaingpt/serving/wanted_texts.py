@@ -4,6 +4,7 @@ From a request's body to what the engine is asked: each text that a client wants
 Encoding and chat templates may take long, so the functions run in a thread of their own, beside the
 server's loop.
 """
+import functools
 import secrets
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ def texts_of_completion(body, tokenizer, context_size, deadline):
     texts = []
     for number, prompt in enumerate(body.prompts):
         if isinstance(prompt, str):
-            ids = _encoded(lambda prompt=prompt: tokenizer.encode(prompt), 'prompt')
+            ids = _encoded(functools.partial(tokenizer.encode, prompt), 'prompt')
         else:
             ids = _checked_ids(prompt, tokenizer.vocab_size)
         echo = ''
@@ -56,7 +57,7 @@ def texts_of_chat(body, tokenizer, context_size, deadline):
     if not getattr(tokenizer, 'chat_template', None):
         raise invalid('This model has no chat template, so it does not know messages: use '
                       '/v1/completions.', 'messages', 'no_chat_template')
-    ids = _encoded(lambda: encode_chat_prompt(tokenizer, body.messages), 'messages')
+    ids = _encoded(functools.partial(encode_chat_prompt, tokenizer, body.messages), 'messages')
     max_tokens = _room_for(body.parameters.max_tokens, context_size, len(ids), context_size,
                            'messages')
     stop_tokens = tokens_that_end_a_reply(tokenizer)

@@ -96,6 +96,13 @@ def test_beyond_a_number_of_requests_only_the_health_is_answered(monkeypatch):
         assert server.call('/v1/models').status == 200
 
 
+def test_a_path_cannot_forge_an_entry_of_the_log(caplog):
+    with running(ScriptedEngine()) as server:
+        server.server.app.app = None  # a bug
+        server.call('/a%0aERROR:').error(500)
+    assert "'/a\\nERROR:'" in caplog.text
+
+
 def test_loopback_addresses():
     for host in ('127.0.0.1', 'localhost', 'localhost.', '::1', '[::1]', '127.9.9.9'):
         assert is_loopback(host)

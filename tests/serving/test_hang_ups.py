@@ -9,7 +9,7 @@ from running_server import CLOSE, read_to_end, running
 from scripted_engine import ScriptedEngine, pieces, wait_until
 
 from plaingpt.inference.requests import Piece
-from plaingpt.serving import http_server, running_texts
+from plaingpt.serving import app, http_server, running_texts
 
 BODY = {'prompt': 'a', 'max_tokens': 50}
 
@@ -29,6 +29,22 @@ def test_the_texts_of_a_client_that_hangs_up_are_cancelled(changes, seconds):
     assert 'plaingpt_hang_ups_total 1.0' in text
 
 
+HEALTH = b'GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n'
+
+
+@pytest.mark.parametrize('further', [HEALTH, b'x' * 200_000])
+def test_a_hang_up_after_a_further_request_is_noticed(further):
+    engine = ScriptedEngine(pieces(1000, 0.02))
+    with running(engine) as server:
+        connection = server.connect()
+        connection.sendall(server.request(BODY))
+        wait_until(lambda: engine.running)
+        connection.sendall(further)
+        time.sleep(0.1)
+        connection.close()
+        wait_until(lambda: not engine.running, 2)
+
+
 def test_a_client_that_leaves_before_its_body_is_there_asks_nothing(caplog):
     engine = ScriptedEngine()
     with running(engine) as server:
@@ -39,6 +55,28 @@ def test_a_client_that_leaves_before_its_body_is_there_asks_nothing(caplog):
         wait_until(lambda: b'plaingpt_hang_ups_total 1.0' in server.call('/metrics').content)
     assert engine.requests == []
     assert caplog.text == ''
+
+
+@pytest.mark.parametrize('streams', [False, True])
+def test_a_client_that_leaves_while_its_prompt_is_encoded_keeps_no_text(monkeypatch, streams):
+    encode = app.texts_of_completion
+    encoding = threading.Event()
+
+    def encode_slowly(*arguments):
+        encoding.set()
+        time.sleep(0.3)
+        return encode(*arguments)
+
+    monkeypatch.setattr(app, 'texts_of_completion', encode_slowly)
+    engine = ScriptedEngine(pieces(1000, 0.02))
+    with running(engine) as server:
+        connection = server.connect()
+        connection.sendall(server.request({**BODY, 'n': 3, 'stream': streams}))
+        encoding.wait(10)
+        connection.close()
+        wait_until(lambda: b'plaingpt_hang_ups_total 1.0' in server.call('/metrics').content)
+        wait_until(lambda: not engine.running, 2)
+        wait_until(lambda: server.server.app.active == 0)
 
 
 def hang_up_often(clients, steady):
@@ -102,6 +140,18 @@ def test_a_client_that_does_not_read_is_cut_off(monkeypatch):
         connection.close()
 
 
+def test_a_client_that_reads_slowly_gets_a_long_answer_whole(monkeypatch):
+    monkeypatch.setattr(http_server, 'STALLED_SECONDS', 0.2)
+    engine = ScriptedEngine(pieces(1, text='x' * 20_000_000))
+    with running(engine) as server, server.connect() as connection:
+        connection.sendall(server.request(BODY, CLOSE))
+        received = 0
+        while part := connection.recv(1_000_000):
+            received += len(part)
+            time.sleep(0.02)  # the whole takes longer than a client may leave all unread
+    assert received > 20_000_000
+
+
 def test_a_client_that_reads_too_slowly_gets_an_error_in_the_end(monkeypatch):
     monkeypatch.setattr(running_texts, 'MOST_WAITING', 50)
 
@@ -148,3 +198,14 @@ def test_a_connection_serves_one_request_after_another():
             while b'0\r\n\r\n' not in content:
                 content += connection.recv(65536)
             assert b'[DONE]' in content
+
+
+def test_a_request_that_comes_before_an_answer_has_ended_waits_its_turn():
+    engine = ScriptedEngine(pieces(5, 0.05))
+    with running(engine) as server, server.connect() as connection:
+        connection.sendall(server.request({**BODY, 'stream': True}))
+        wait_until(lambda: engine.running)
+        connection.sendall(HEALTH.replace(b'\r\n\r\n', b'\r\n' + CLOSE.encode() + b'\r\n'))
+        content = read_to_end(connection)
+    assert content.count(b'"text":"ab"') == 5
+    assert content.endswith(b'{"status":"ok"}')

@@ -4,7 +4,7 @@ import asyncio
 import openai
 import pytest
 from conftest import tiny_gpt
-from running_server import byte_tokenizer, running
+from running_server import byte_tokenizer, events_of, running
 from scripted_engine import wait_until
 
 from plaingpt.inference.scheduler import Engine
@@ -66,6 +66,43 @@ def test_a_chat_is_the_same_whole_and_in_a_stream(client):
     assert texts[0] != texts[1]
     assert last.usage.completion_tokens == whole.usage.completion_tokens
     assert last.usage.prompt_tokens == len(encode_chat_prompt(byte_tokenizer(), MESSAGES))
+
+
+COMPLETION_BODY = {'prompt': 'Hello', 'max_tokens': 4, 'logprobs': 2, 'n': 2}
+CHAT_BODY = {'messages': MESSAGES, 'max_tokens': 4, 'logprobs': True, 'top_logprobs': 2, 'n': 2}
+
+
+@pytest.mark.parametrize('path, body, whole_class, chunk_class', [
+    ('/v1/completions', COMPLETION_BODY, openai.types.Completion, openai.types.Completion),
+    ('/v1/chat/completions', CHAT_BODY, openai.types.chat.ChatCompletion,
+     openai.types.chat.ChatCompletionChunk)])
+def test_answers_are_of_the_types_of_the_client(server, path, body, whole_class, chunk_class):
+    """The client itself takes anything, and leaves the surprise to programs."""
+    headers = {'Authorization': f'Bearer {KEY}'}
+    whole = whole_class.model_validate(server.call(path, body, **headers).json(), strict=True)
+    assert {choice.index for choice in whole.choices} == {0, 1}
+
+    body = {**body, 'stream': True, 'stream_options': {'include_usage': True}}
+    *events, done = events_of(server.call(path, body, **headers).content)
+    assert done == '[DONE]'
+    ends = []
+    for event in events:
+        typed = event
+        if path == '/v1/completions':  # of a type that knows only whole texts
+            typed = with_finish_reasons(event)
+        chunk = chunk_class.model_validate(typed, strict=True)
+        assert (chunk.id, chunk.created) == (events[0]['id'], events[0]['created'])
+        ends += [(choice['index'], choice['finish_reason']) for choice in event['choices']
+                 if choice['finish_reason'] is not None]
+    assert sorted(ends) == [(0, 'length'), (1, 'length')]
+    assert events[-1]['choices'] == []
+
+
+def with_finish_reasons(event):
+    choices = []
+    for choice in event['choices']:
+        choices.append({**choice, 'finish_reason': choice['finish_reason'] or 'stop'})
+    return {**event, 'choices': choices}
 
 
 def test_the_logprobs_are_those_of_the_model(client, server):

@@ -59,6 +59,16 @@ struct Int4 {
     }
 };
 
+// Writes what an output of a tile stands for.
+template <class Weights>
+void write_floats(const Weights& weights, int64_t tile, int output, int64_t inputs, float* floats) {
+    for (int64_t group = 0; group < inputs / GROUP; group++) {
+        Vector numbers[VECTORS];
+        weights.read(tile, output, group, numbers);
+        for (int v = 0; v < VECTORS; v++) store(floats + group * GROUP + v * LANES, numbers[v]);
+    }
+}
+
 // ---- linear layers ----
 
 // y[row][output] for ROWS rows of x and OUTPUTS outputs of a tile from `first` on.
@@ -97,19 +107,26 @@ inline void multiply(const Weights& weights, const float* x, const float* bias, 
     }
 }
 
-// How many outputs are computed together: each number of x is then loaded once for all of them, and
-// all sums fit into the registers.
+// How many outputs are computed together: each number of x is then loaded once for all of them. The
+// sums take half of the registers at most.
 template <int ROWS>
 constexpr int outputs_at_once() {
-    constexpr int registers = LANES == 16 ? 32 : 16;
-    if (ROWS * 4 <= registers / 2) return 4;
-    if (ROWS * 2 <= registers / 2) return 2;
+    constexpr int sums = LANES == 16 ? 16 : 8;
+    if (ROWS * 4 <= sums) return 4;
+    if (ROWS * 2 <= sums) return 2;
     return 1;
 }
 
+// y[row][output] for all outputs of a tile, and `rows` rows of x, at most ROWS.
 template <class Weights, int ROWS>
 void multiply_tile(const Weights& weights, const float* x, const float* bias, float* y,
-                   int64_t inputs, int64_t outputs, int64_t tile) {
+                   int64_t rows, int64_t inputs, int64_t outputs, int64_t tile) {
+    if constexpr (ROWS > 1) {
+        if (rows < ROWS) {
+            multiply_tile<Weights, ROWS - 1>(weights, x, bias, y, rows, inputs, outputs, tile);
+            return;
+        }
+    }
     constexpr int AT_ONCE = outputs_at_once<ROWS>();
 #pragma GCC unroll 4
     for (int first = 0; first < TILE; first += AT_ONCE) {
@@ -126,18 +143,8 @@ void linear(const Weights& weights, const float* x, const float* bias, float* y,
     const int64_t tiles = (outputs + TILE - 1) / TILE;
     each_of(tiles, threads, [&](int64_t tile) {
         for (int64_t row = 0; row < rows; row += MOST) {
-            auto multiply_rows = multiply_tile<Weights, MOST>;
-            switch (rows - row) {
-                case 1: multiply_rows = multiply_tile<Weights, 1>; break;
-                case 2: multiply_rows = multiply_tile<Weights, 2>; break;
-                case 3: multiply_rows = multiply_tile<Weights, 3>; break;
-                case 4: multiply_rows = multiply_tile<Weights, 4>; break;
-                case 5: multiply_rows = multiply_tile<Weights, 5>; break;
-                case 6: multiply_rows = multiply_tile<Weights, 6>; break;
-                case 7: multiply_rows = multiply_tile<Weights, 7>; break;
-            }
-            multiply_rows(weights, x + row * inputs, bias, y + row * outputs, inputs, outputs,
-                          tile);
+            multiply_tile<Weights, MOST>(weights, x + row * inputs, bias, y + row * outputs,
+                                         rows - row, inputs, outputs, tile);
         }
     });
 }
@@ -148,12 +155,6 @@ void dequantise(const Weights& weights, const int64_t* listed, float* floats, in
                 int64_t inputs, int64_t threads) {
     each_of(count, threads, [&](int64_t i) {
         const int64_t output = listed ? listed[i] : i;
-        for (int64_t group = 0; group < inputs / GROUP; group++) {
-            Vector numbers[VECTORS];
-            weights.read(output / TILE, output % TILE, group, numbers);
-            for (int v = 0; v < VECTORS; v++) {
-                store(floats + i * inputs + group * GROUP + v * LANES, numbers[v]);
-            }
-        }
+        write_floats(weights, output / TILE, output % TILE, inputs, floats + i * inputs);
     });
 }
