@@ -3,6 +3,7 @@ A block of a quantised GPT on a CPU, which decodes with a few calls of C++.
 """
 from torch import nn
 
+from plaingpt.inference.cache import DecodeInCpp
 from plaingpt.inference.decoding_kernels import MOST_ROWS
 from plaingpt.inference.quantized_weights import TiledMatrix
 
@@ -17,6 +18,9 @@ class DecodingBlock(nn.Module):
         """block: its linear layers are QuantizedLinear, all with a TiledMatrix."""
         super().__init__()
         self.block = block
+        self.config = config
+        # Whether nothing happens to queries and keys before attention.
+        self.heads_are_ready = config.position != 'rope' and not config.qk_norm
         attn, mlp = block.attn, block.mlp
         activation = config.mlp
         if config.mlp == 'gelu' and config.gelu == 'exact':
@@ -31,7 +35,11 @@ class DecodingBlock(nn.Module):
         decodes = cache is not None and cache.decoding and x.size(0) <= MOST_ROWS
         if not decodes or x.size(1) > 1:
             return self.block(x, angles, mask, cache)
-        y = self.block.attn.attend(self.make_qkv.run(x), angles, mask, cache)
+        qkv = self.make_qkv.run(x)
+        if self.heads_are_ready and isinstance(cache, DecodeInCpp):
+            y = cache.attention_together(qkv, self.config)
+        else:
+            y = self.block.attn.attend(qkv, angles, mask, cache)
         x = self.mix_heads.run(y, residual=x)
         y = self.widen.run(x)
         return self.narrow.run(y, residual=x)

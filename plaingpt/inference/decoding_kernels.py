@@ -27,7 +27,7 @@ POINTER = ctypes.c_void_p
 SIZE = ctypes.c_int64
 
 
-class _Fields(ctypes.Structure):
+class _LayerFields(ctypes.Structure):
     """The Layer of cpp/layer.h, field by field."""
     _fields_ = [
         ('x', POINTER), ('residual', POINTER), ('y', POINTER), ('rows', SIZE), ('threads', SIZE),
@@ -37,11 +37,20 @@ class _Fields(ctypes.Structure):
     ]
 
 
+class _AttentionFields(ctypes.Structure):
+    """The Attention of cpp/attention.h, field by field."""
+    _fields_ = [
+        ('q', POINTER), ('q_stride', SIZE), ('k', POINTER), ('k_stride', SIZE), ('v', POINTER),
+        ('v_stride', SIZE), ('keys', POINTER), ('values', POINTER), ('slots', POINTER),
+        ('positions', POINTER), ('slopes', POINTER), ('y', POINTER), ('rows', SIZE),
+        ('heads', SIZE), ('kv_heads', SIZE), ('size', SIZE), ('room', SIZE), ('threads', SIZE),
+    ]
+
+
 ARGUMENTS = {
     'run_layer': [POINTER],
     'dequantise_rows': [POINTER, SIZE, POINTER, POINTER, SIZE, SIZE, SIZE],
-    'attend': [POINTER, SIZE, POINTER, SIZE, POINTER, SIZE, POINTER, POINTER, POINTER, POINTER,
-               POINTER, POINTER, SIZE, SIZE, SIZE, SIZE, SIZE, SIZE],
+    'attend': [POINTER],
 }
 
 
@@ -98,7 +107,7 @@ class Layer:
         norm_bias = getattr(norm, 'bias', None)
         self._tensors = [tiles, bias, norm_bias, norm]  # the fields point into them
         self._width = outputs // 2 if activation == 'swiglu' else outputs
-        self._fields = _Fields(
+        self._fields = _LayerFields(
             tiles=tiles.data_ptr(), bits=bits, inputs=inputs, outputs=outputs, bias=pointer(bias),
             norm=NORMS[norm_name], norm_weight=pointer(getattr(norm, 'weight', None)),
             norm_bias=pointer(norm_bias), norm_eps=getattr(norm, 'eps', 0.0),
@@ -132,19 +141,50 @@ def dequantise(tiles, bits, idx, floats):
     return floats
 
 
-def attention(q, k, v, keys, values, slots, positions, slopes=None):
-    """Attention of one new position of each row to its cache, (R, nh, 1, hs) as q; all float32.
+class Heads(NamedTuple):
+    """The queries, keys and values of one new position of each of R rows, all float32.
 
-    q: (R, nh, 1, hs); k and v: (R, nkv, 1, hs), which are stored in the cache first.
-    keys, values: the cache, (slots, room, nkv, hs), contiguous.
-    slots, positions: int64 (R,), where the new position of each row stands.
+    The heads of a row lie together. Rows are so many numbers apart as the strides say."""
+    q: int         # addresses of the first numbers
+    k: int
+    v: int
+    q_stride: int
+    k_stride: int
+    v_stride: int
+    rows: int
+    heads: int     # of queries
+    size: int      # of a head
+
+    @classmethod
+    def apart(cls, q, k, v):
+        """From three tensors, (R, nh, 1, hs), (R, nkv, 1, hs) and (R, nkv, 1, hs)."""
+        rows, heads, _, size = q.shape
+        return cls(q.data_ptr(), k.data_ptr(), v.data_ptr(), q.stride(0), k.stride(0), v.stride(0),
+                   rows, heads, size)
+
+    @classmethod
+    def together(cls, qkv, config):
+        """From one tensor, (R, 1, (nh + 2 nkv) hs), as the linear layer returns it."""
+        size = config.head_size
+        q = qkv.data_ptr()
+        k = q + 4 * config.n_head * size  # a number has 4 bytes
+        v = k + 4 * config.n_kv_head * size
+        stride = qkv.size(-1)
+        return cls(q, k, v, stride, stride, stride, qkv.size(0), config.n_head, size)
+
+
+def attention(new, keys, values, slots, positions, slopes=None):
+    """Attention of one new position of each row to its cache, float32 (R, nh, 1, hs).
+
+    new: Heads, whose keys and values are stored in the cache first.
+    keys, values: the cache, float32 (slots, room, nkv, hs), contiguous.
+    slots, positions: int64, R of them: where the new position of each row stands.
     slopes: ALiBi's, (nh,), or None."""
-    rows, heads, _, size = q.shape
     room, kv_heads = keys.shape[1:3]
-    y = torch.empty(rows, heads, 1, size)
-    library().attend(
-        q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0),
-        keys.data_ptr(), values.data_ptr(), slots.data_ptr(), positions.data_ptr(),
-        pointer(slopes), y.data_ptr(), rows, heads, kv_heads, size, room,
-        torch.get_num_threads())
+    y = torch.empty(new.rows, new.heads, 1, new.size)
+    fields = _AttentionFields(
+        new.q, new.q_stride, new.k, new.k_stride, new.v, new.v_stride, keys.data_ptr(),
+        values.data_ptr(), slots.data_ptr(), positions.data_ptr(), pointer(slopes), y.data_ptr(),
+        new.rows, new.heads, kv_heads, new.size, room, torch.get_num_threads())
+    library().attend(ctypes.addressof(fields))
     return y

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from plaingpt.inference.decoding_kernels import GROUP, MOST_ROWS, TILE, Layer, dequantise
 from plaingpt.system.cpu_kernels import onednn_beats_mkl, onednn_linear
+from plaingpt.system.devices import has_bfloat16_units
 
 # The largest number of a group is an outlier more often than not. Cutting it off by one of these
 # factors may make the others more precise; the factor with the least squared error is taken.
@@ -104,6 +105,7 @@ class TiledMatrix:
         self.outputs, self.inputs = matrix.numbers.shape
         self.bits = 8 if matrix.zeros is None else 4
         self.tiles = _tiles_of(matrix)
+        self.uses_bfloat16 = has_bfloat16_units()
         self.uses_onednn = onednn_beats_mkl()
 
     @property
@@ -118,9 +120,13 @@ class TiledMatrix:
         """x (…, inputs) float32 times the transposed matrix, plus the bias or None."""
         if x.numel() <= MOST_ROWS * self.inputs:
             return self.layer(bias).run(x)
+        floats = self.floats()
+        if self.uses_bfloat16:  # as in C++
+            y = F.linear(x.bfloat16(), floats.bfloat16()).float()
+            return y if bias is None else y + bias
         if self.uses_onednn:
-            return onednn_linear(x, self.floats(), bias)
-        return F.linear(x, self.floats(), bias)
+            return onednn_linear(x, floats, bias)
+        return F.linear(x, floats, bias)
 
     def floats(self):
         """The whole matrix, float32 (outputs, inputs)."""
@@ -145,10 +151,10 @@ def _tiles_of(matrix):
     if matrix.zeros is None:
         packed = numbers.flatten(2).contiguous().view(torch.uint8)
     else:
-        # Number i of an output is in word i % 16, and the words are written byte by byte: byte o
-        # of a word has the numbers i and i + 16 of output o.
-        first, second = numbers.to(torch.uint8).chunk(2, dim=-1)  # (tiles, groups, TILE, 16) each
-        packed = (first | second << 4).transpose(2, 3).flatten(2)
+        # A word of 16 bits has the numbers of 4 outputs, the first of them in its lowest bits.
+        first, second, third, fourth = numbers.to(torch.uint8).unbind(2)  # (tiles, groups, GROUP)
+        lower, upper = first | second << 4, third | fourth << 4
+        packed = torch.stack([lower, upper], dim=-1).flatten(2)
     factor_bytes = factors.flatten(2).contiguous().view(torch.uint8)
     return torch.cat([factor_bytes, packed], dim=-1).contiguous()
 

@@ -8,9 +8,15 @@ from torch.nn import functional as F
 from model import alibi_bias
 from plaingpt.inference import cache, decoding_kernels
 from plaingpt.inference.cache import alibi_slopes
+from plaingpt.inference.decoding_kernels import Heads
 
 pytestmark = pytest.mark.skipif(decoding_kernels.library() is None,
                                 reason='the C++ cannot be compiled here')
+
+
+def attend(q, k, v, *cache):
+    """decoding_kernels.attention() of queries, keys and values in tensors of their own."""
+    return decoding_kernels.attention(Heads.apart(q, k, v), *cache)
 
 
 class Case:
@@ -41,8 +47,8 @@ class Case:
         return torch.cat(rows)
 
     def result(self, slopes=None):
-        return decoding_kernels.attention(self.q, self.k, self.v, self.keys, self.values,
-                                          self.slots, self.positions, slopes)
+        return attend(self.q, self.k, self.v, self.keys, self.values, self.slots, self.positions,
+                      slopes)
 
 
 @pytest.mark.parametrize('heads, kv_heads, size', [(2, 2, 16), (6, 2, 8), (4, 1, 5), (1, 1, 33)])
@@ -69,8 +75,8 @@ def test_strided_queries_and_keys():
     expected = case.result()
     together = torch.cat([case.q[:, :, 0], case.k[:, :, 0], case.v[:, :, 0]], dim=1)  # (3, 8, 8)
     q, k, v = together.split([4, 2, 2], dim=1)
-    again = decoding_kernels.attention(q[:, :, None], k[:, :, None], v[:, :, None], case.keys,
-                                       case.values, case.slots, case.positions)
+    again = attend(q[:, :, None], k[:, :, None], v[:, :, None], case.keys, case.values,
+                   case.slots, case.positions)
     assert torch.equal(again, expected)
 
 
@@ -79,8 +85,8 @@ def test_a_row_does_not_depend_on_its_neighbours():
     together = case.result()
     for row in range(3):
         part = slice(row, row + 1)
-        alone = decoding_kernels.attention(case.q[part], case.k[part], case.v[part], case.keys,
-                                           case.values, case.slots[part], case.positions[part])
+        alone = attend(case.q[part], case.k[part], case.v[part], case.keys, case.values,
+                       case.slots[part], case.positions[part])
         assert torch.equal(alone, together[part])
 
 
@@ -150,7 +156,6 @@ def test_attention_has_one_scale():
     keys = torch.zeros(1, 2, 1, size)
     values = torch.zeros(1, 2, 1, size)
     ones = torch.ones(1, 1, 1, size)
-    y = decoding_kernels.attention(ones, ones, ones, keys, values, torch.tensor([0]),
-                                   torch.tensor([1]))
+    y = attend(ones, ones, ones, keys, values, torch.tensor([0]), torch.tensor([1]))
     weight = math.exp(math.sqrt(size)) / (1 + math.exp(math.sqrt(size)))
     assert torch.allclose(y, torch.full_like(y, weight))

@@ -1,15 +1,16 @@
 // Attention of one new position of each row to the key-value cache.
 #pragma once
+#include <algorithm>
 #include <vector>
 #include "thread_pool.h"
 #include "vectors.h"
 
-// Rows of a head lie so far apart that the CPU does not foresee the next one.
-constexpr int64_t AHEAD = 8;  // rows
+// The CPU does not foresee more than the next numbers, and positions lie far apart.
+constexpr int64_t AHEAD = 4;  // positions
 
-// Begins to fetch the 64 floats from here on.
-inline void prefetch(const float* numbers) {
-    for (int i = 0; i < 64; i += 16) __builtin_prefetch(numbers + i);
+// Begins to fetch so many floats.
+inline void prefetch(const float* numbers, int64_t count) {
+    for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(numbers + i);
 }
 
 inline float dot(const float* a, const float* b, int64_t length) {
@@ -21,80 +22,99 @@ inline float dot(const float* a, const float* b, int64_t length) {
     return result;
 }
 
-// The sum of `count` rows of values, which are `stride` floats apart, each times its weight.
-inline void weighted_sum(const float* weights, const float* values, int64_t count, int64_t stride,
-                         float* result, int64_t size) {
-    constexpr int AT_ONCE = 64 / LANES;  // vectors
+// total += weight * numbers
+inline void add_scaled(float* total, float weight, const float* numbers, int64_t length) {
     int64_t i = 0;
-    for (; i + AT_ONCE * LANES <= size; i += AT_ONCE * LANES) {
-        Vector totals[AT_ONCE] = {};
-        for (int64_t t = 0; t < count; t++) {
-            const float* row = values + t * stride + i;
-            prefetch(row + AHEAD * stride);
-            for (int v = 0; v < AT_ONCE; v++) totals[v] += weights[t] * load(row + v * LANES);
-        }
-        for (int v = 0; v < AT_ONCE; v++) store(result + i + v * LANES, totals[v]);
+    for (; i + LANES <= length; i += LANES) {
+        store(total + i, load(total + i) + weight * load(numbers + i));
     }
-    for (; i < size; i++) {
-        result[i] = 0;
-        for (int64_t t = 0; t < count; t++) result[i] += weights[t] * values[t * stride + i];
-    }
+    for (; i < length; i++) total[i] += weight * numbers[i];
 }
 
 // Turns the first `count` scores into the weights of a softmax. There is room for whole vectors.
-inline void softmax(std::vector<float>& scores, int64_t count) {
-    const float highest = *std::max_element(scores.begin(), scores.begin() + count);
-    std::fill(scores.begin() + count, scores.end(), -INFINITY);
+inline void softmax(float* scores, int64_t count) {
+    const float highest = *std::max_element(scores, scores + count);
+    const int64_t room = round_up(count);
+    std::fill(scores + count, scores + room, -INFINITY);
     Vector total = {};
-    for (size_t i = 0; i < scores.size(); i += LANES) {
-        Vector weights = exp(load(&scores[i]) - highest);
-        store(&scores[i], weights);
+    for (int64_t i = 0; i < room; i += LANES) {
+        Vector weights = exp(load(scores + i) - highest);
+        store(scores + i, weights);
         total += weights;
     }
     const float factor = 1 / sum(total);
-    for (size_t i = 0; i < scores.size(); i += LANES) {
-        store(&scores[i], load(&scores[i]) * factor);
+    for (int64_t i = 0; i < room; i += LANES) store(scores + i, load(scores + i) * factor);
+}
+
+// What attention reads and writes.
+struct Attention {
+    const float* q;        // (rows, heads, size): heads lie together,
+    int64_t q_stride;      // and rows so many floats apart
+    const float* k;        // (rows, kv_heads, size), of the new position
+    int64_t k_stride;
+    const float* v;        // the same
+    int64_t v_stride;
+    float* keys;           // the cache, (slots, room, kv_heads, size)
+    float* values;
+    const int64_t* slots;  // of each row
+    const int64_t* positions;  // of each row, where the new key and value are stored
+    const float* slopes;   // ALiBi's, of each head, or nullptr
+    float* y;              // (rows, heads, size)
+    int64_t rows;
+    int64_t heads;
+    int64_t kv_heads;
+    int64_t size;          // of a head
+    int64_t room;          // positions of a slot
+    int64_t threads;
+};
+
+// Attention of the heads of keys from first to last - 1 of a row.
+//
+// Position by position, since the cache has all heads of a position side by side.
+inline void attend_heads(const Attention& a, int64_t row, int64_t first, int64_t last) {
+    const int64_t shared_by = a.heads / a.kv_heads;  // queries of a head of keys
+    const int64_t stride = a.kv_heads * a.size;      // from position to position
+    const int64_t position = a.positions[row];
+    const int64_t count = position + 1;
+    float* keys = a.keys + a.slots[row] * a.room * stride + first * a.size;
+    float* values = a.values + a.slots[row] * a.room * stride + first * a.size;
+    const size_t bytes = (last - first) * a.size * sizeof(float);
+    memcpy(keys + position * stride, a.k + row * a.k_stride + first * a.size, bytes);
+    memcpy(values + position * stride, a.v + row * a.v_stride + first * a.size, bytes);
+
+    const int64_t queries = (last - first) * shared_by;
+    const int64_t first_query = first * shared_by;
+    const float* q = a.q + row * a.q_stride + first_query * a.size;
+    float* y = a.y + (row * a.heads + first_query) * a.size;
+    const float scale = 1 / std::sqrt(float(a.size));
+    const int64_t room = round_up(count);
+    std::vector<float> scores(queries * room);
+    for (int64_t t = 0; t < count; t++) {
+        for (int64_t i = 0; i < queries; i++) {
+            const float* key = keys + t * stride + i / shared_by * a.size;
+            prefetch(key + AHEAD * stride, a.size);
+            float& score = scores[i * room + t];
+            score = dot(q + i * a.size, key, a.size) * scale;
+            if (a.slopes) score -= a.slopes[first_query + i] * float(position - t);
+        }
+    }
+    for (int64_t i = 0; i < queries; i++) softmax(&scores[i * room], count);
+    std::fill(y, y + queries * a.size, 0.0f);
+    for (int64_t t = 0; t < count; t++) {
+        for (int64_t i = 0; i < queries; i++) {
+            const float* value = values + t * stride + i / shared_by * a.size;
+            prefetch(value + AHEAD * stride, a.size);
+            add_scaled(y + i * a.size, scores[i * room + t], value, a.size);
+        }
     }
 }
 
-// Attention of one new position of each row to its own cache, which first gets its key and value.
-//
-// q (rows, heads, size), k and v (rows, kv_heads, size): heads lie together, rows are
-// q_stride, k_stride and v_stride floats apart.
-// keys, values: (slots, room, kv_heads, size). slots, positions: of each row.
-// slopes: ALiBi's, of each head, or nullptr. y: (rows, heads, size).
-inline void decode_attention(const float* q, int64_t q_stride, const float* k, int64_t k_stride,
-                             const float* v, int64_t v_stride, float* keys, float* values,
-                             const int64_t* slots, const int64_t* positions, const float* slopes,
-                             float* y, int64_t rows, int64_t heads, int64_t kv_heads, int64_t size,
-                             int64_t room, int64_t threads) {
-    const int64_t shared_by = heads / kv_heads;  // queries of a head of keys
-    const float scale = 1 / std::sqrt(float(size));
-    const int64_t position_stride = kv_heads * size;
-    each_of(rows * kv_heads, threads, [&](int64_t task) {
-        const int64_t row = task / kv_heads;
-        const int64_t kv_head = task % kv_heads;
-        const int64_t position = positions[row];
-        const int64_t begin = slots[row] * room * position_stride + kv_head * size;
-        float* row_keys = keys + begin;
-        float* row_values = values + begin;
-        memcpy(row_keys + position * position_stride, k + row * k_stride + kv_head * size,
-               size * sizeof(float));
-        memcpy(row_values + position * position_stride, v + row * v_stride + kv_head * size,
-               size * sizeof(float));
-
-        const int64_t count = position + 1;
-        std::vector<float> scores((count + LANES - 1) / LANES * LANES);
-        for (int64_t head = kv_head * shared_by; head < (kv_head + 1) * shared_by; head++) {
-            const float* query = q + row * q_stride + head * size;
-            for (int64_t t = 0; t < count; t++) {
-                prefetch(row_keys + (t + AHEAD) * position_stride);
-                scores[t] = dot(query, row_keys + t * position_stride, size) * scale;
-                if (slopes) scores[t] -= slopes[head] * float(position - t);
-            }
-            softmax(scores, count);
-            weighted_sum(scores.data(), row_values, count, position_stride,
-                         y + (row * heads + head) * size, size);
-        }
+inline void attend_all(const Attention& a) {
+    // Few rows are shared out by their heads.
+    int64_t parts = a.rows >= 2 * a.threads ? 1 : std::min(a.threads, a.kv_heads);
+    each_of(a.rows * parts, a.threads, [&](int64_t task) {
+        const int64_t row = task / parts;
+        const int64_t part = task % parts;
+        attend_heads(a, row, a.kv_heads * part / parts, a.kv_heads * (part + 1) / parts);
     });
 }

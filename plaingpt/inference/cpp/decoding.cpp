@@ -19,12 +19,8 @@ void dequantise_rows(const uint8_t* tiles, int64_t bits, const int64_t* listed, 
     }
 }
 
-void attend(const float* q, int64_t q_stride, const float* k, int64_t k_stride, const float* v,
-            int64_t v_stride, float* keys, float* values, const int64_t* slots,
-            const int64_t* positions, const float* slopes, float* y, int64_t rows, int64_t heads,
-            int64_t kv_heads, int64_t size, int64_t room, int64_t threads) {
-    decode_attention(q, q_stride, k, k_stride, v, v_stride, keys, values, slots, positions, slopes,
-                     y, rows, heads, kv_heads, size, room, threads);
+void attend(const Attention* attention) {
+    attend_all(*attention);
 }
 
 }  // extern "C"

@@ -107,7 +107,7 @@ inline ThreadPool& pool() {
 // a time, short enough that a thread whose core is busy otherwise does not keep the others waiting.
 template <class Run>
 void each_of(int64_t count, int64_t threads, const Run& run) {
-    const int64_t parts = std::min<int64_t>(count, 8 * threads);
+    const int64_t parts = std::min<int64_t>(count, 4 * threads);
     pool().parallel(threads, parts, [&](uint32_t part) {
         const int64_t end = count * (part + 1) / parts;
         for (int64_t i = count * part / parts; i < end; i++) run(i);

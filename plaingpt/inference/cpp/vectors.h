@@ -21,6 +21,11 @@ typedef int32_t Numbers __attribute__((vector_size(LANES * sizeof(int32_t))));
 constexpr int GROUP = 32;               // numbers of an output that share a scale
 constexpr int VECTORS = GROUP / LANES;  // of a group
 
+// The next multiple of LANES.
+inline int64_t round_up(int64_t number) {
+    return (number + LANES - 1) / LANES * LANES;
+}
+
 inline Vector load(const float* numbers) {
     Vector result;
     memcpy(&result, numbers, sizeof result);
@@ -42,22 +47,9 @@ inline float sum(Vector vector) {
 #endif
 }
 
-// e to the power of x, for x <= 0, off by 2e-7 at most.
-inline Vector exp(Vector x) {
-    // 2 to the power of a whole number is the exponent of a float. A polynomial does the rest, which
-    // lies between -0.5 and 0.5.
-    const Vector lowest = Vector{} - 87.0f;
-    x = x > lowest ? x : lowest;
-    Vector power = x * 1.44269504f;
-    Numbers whole = __builtin_convertvector(power - 0.5f, Numbers);  // rounds towards 0
-    Vector rest = power - __builtin_convertvector(whole, Vector);
-    Vector result = Vector{} + 1.54035304e-4f;
-    for (float factor : {1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f,
-                         6.93147181e-1f, 1.0f}) {
-        result = result * rest + factor;
-    }
-    return (Vector)((Numbers)result + (whole << 23));
-}
+#if defined(__AVX512F__)
+const Vector EACH_NIBBLE = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+#endif
 
 // GCC converts small integers to floats one by one, unless it is told the instructions.
 
@@ -76,21 +68,109 @@ inline Vector from_int8s(const int8_t* numbers) {
 }
 
 // The 4 bits of each word from `shift` on, minus 8, times scale, plus zero.
-inline Vector from_nibbles(const uint32_t* words, int shift, Vector scale, Vector zero) {
+inline Vector from_nibbles(const uint16_t* words, int shift, Vector scale, Vector zero) {
 #if defined(__AVX512F__)
     // The instruction that looks numbers up in a table of 16 reads no more than the last 4 bits.
-    const Vector numbers = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
-    __m512i places = _mm512_srli_epi32(_mm512_loadu_si512(words), shift);
-    return (Vector)_mm512_permutexvar_ps(places, (__m512)(numbers * scale + zero));
+    const Vector table = EACH_NIBBLE * scale + zero;
+    __m512i places = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)words));
+    return (Vector)_mm512_permutexvar_ps(_mm512_srli_epi32(places, shift), (__m512)table);
 #elif defined(__AVX2__)
-    __m256i numbers = _mm256_srli_epi32(_mm256_loadu_si256((const __m256i*)words), shift);
-    numbers = _mm256_and_si256(numbers, _mm256_set1_epi32(15));
+    __m256i numbers = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)words));
+    numbers = _mm256_and_si256(_mm256_srli_epi32(numbers, shift), _mm256_set1_epi32(15));
     return (Vector)_mm256_cvtepi32_ps(numbers) * scale + (zero - 8 * scale);
 #else
     Vector result;
     for (int lane = 0; lane < LANES; lane++) result[lane] = float((words[lane] >> shift) & 15) - 8;
     return result * scale + zero;
 #endif
+}
+
+// ---- groups ----
+
+// The GROUP numbers of an input or of an output's weights, and the sum of their products.
+
+#if defined(__AVX512BF16__)
+
+// One instruction multiplies two groups in bfloat16, and adds in float.
+typedef uint16_t Input;
+typedef __m512bh Group;
+
+inline Group load_group(const uint16_t* numbers) {
+    return (Group)_mm512_loadu_si512(numbers);
+}
+
+inline Group to_group(const Vector* floats) {
+    return _mm512_cvtne2ps_pbh((__m512)floats[1], (__m512)floats[0]);
+}
+
+inline void store_group(uint16_t* numbers, Group group) {
+    _mm512_storeu_si512(numbers, (__m512i)group);
+}
+
+inline Vector add_products(Vector sum, Group a, Group b) {
+    return (Vector)_mm512_dpbf16_ps((__m512)sum, a, b);
+}
+
+// As from_nibbles(), of 32 words.
+inline Group group_from_nibbles(const uint16_t* words, int shift, Vector scale, Vector zero) {
+    // This instruction reads 5 bits, so the table stands there twice.
+    __m256bh table = _mm512_cvtneps_pbh((__m512)(EACH_NIBBLE * scale + zero));
+    __m512i twice = _mm512_broadcast_i64x4((__m256i)table);
+    __m512i places = _mm512_srli_epi16(_mm512_loadu_si512(words), shift);
+    return (Group)_mm512_permutexvar_epi16(places, twice);
+}
+
+#else
+
+typedef float Input;
+struct Group {
+    Vector vectors[VECTORS];
+};
+
+inline Group to_group(const Vector* floats) {
+    Group group;
+    for (int v = 0; v < VECTORS; v++) group.vectors[v] = floats[v];
+    return group;
+}
+
+inline Group load_group(const float* numbers) {
+    Group group;
+    for (int v = 0; v < VECTORS; v++) group.vectors[v] = load(numbers + v * LANES);
+    return group;
+}
+
+inline Vector add_products(Vector sum, const Group& a, const Group& b) {
+    for (int v = 0; v < VECTORS; v++) sum += a.vectors[v] * b.vectors[v];
+    return sum;
+}
+
+inline Group group_from_nibbles(const uint16_t* words, int shift, Vector scale, Vector zero) {
+    Group group;
+    for (int v = 0; v < VECTORS; v++) {
+        group.vectors[v] = from_nibbles(words + v * LANES, shift, scale, zero);
+    }
+    return group;
+}
+
+#endif
+
+// ---- functions ----
+
+// e to the power of x, for x <= 0, off by 2e-7 at most.
+inline Vector exp(Vector x) {
+    // 2 to the power of a whole number is the exponent of a float. A polynomial does the rest, which
+    // lies between -0.5 and 0.5.
+    const Vector lowest = Vector{} - 87.0f;
+    x = x > lowest ? x : lowest;
+    Vector power = x * 1.44269504f;
+    Numbers whole = __builtin_convertvector(power - 0.5f, Numbers);  // rounds towards 0
+    Vector rest = power - __builtin_convertvector(whole, Vector);
+    Vector result = Vector{} + 1.54035304e-4f;
+    for (float factor : {1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f,
+                         6.93147181e-1f, 1.0f}) {
+        result = result * rest + factor;
+    }
+    return (Vector)((Numbers)result + (whole << 23));
 }
 
 inline Vector sigmoid(Vector x) {
