@@ -8,15 +8,14 @@ import os
 import string
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
 from plaingpt.benchmarking.baselines import nanogpt, transformers_gpt2
 from plaingpt.benchmarking.contender import Contender, Rounds
+from plaingpt.benchmarking.llama_cpp_process import LlamaCppProcess
 from plaingpt.formats.gguf_writing import write_gguf
-from plaingpt.formats.llama_cpp import LlamaCpp
 from plaingpt.inference import engine
 from plaingpt.system.devices import synchronize
 from plaingpt.system.messages import UserError
@@ -157,14 +156,11 @@ def llama_cpp_writer(gpt, prompts, new_tokens, type):
         path = os.path.join(folder, 'model.gguf')
         write_gguf(path, gpt, stand_in_tokenizer(gpt.config.vocab_size), type)
         # It maps the file into memory, and then needs its name no more.
-        model = LlamaCpp(path, prompts.size(1) + new_tokens, slots, exact=False)
-    threads = ThreadPoolExecutor(slots)
+        model = LlamaCppProcess(path, prompts.size(1) + new_tokens, slots,
+                                torch.get_num_threads())
 
     def write(prompts, new_tokens):
-        def write_text(ids):
-            return model.text_times(ids, new_tokens, TEMPERATURE, TOP_K)
-
-        times = list(threads.map(write_text, prompts.tolist()))
+        times = model.text_times(prompts.tolist(), new_tokens, TEMPERATURE, TOP_K)
         if len(times) > 1:
             return Written(len(times))  # the times of a text include those of the others
         return Written(1, times[0].reading, times[0].writing)

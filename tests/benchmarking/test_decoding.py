@@ -8,6 +8,7 @@ from conftest import tiny_gpt, tiny_ids
 from model import GPT, GPTConfig
 from plaingpt.benchmarking import decoding
 from plaingpt.benchmarking.decoding import Writer, Written
+from plaingpt.benchmarking.llama_cpp_process import LlamaCppProcess
 from plaingpt.system.messages import UserError
 
 CPU = torch.device('cpu')
@@ -79,19 +80,10 @@ def test_parts_that_a_program_does_not_tell_or_have_are_left_out(written, new_to
 def test_llama_cpp_writes_all_texts_and_leaves_no_file(tmp_path, monkeypatch):
     pytest.importorskip('xllamacpp')
     monkeypatch.setattr(decoding.tempfile, 'tempdir', str(tmp_path))
-    texts = []
-    own = decoding.LlamaCpp.text_times
-
-    def text_times(model, ids, new_tokens, *options):
-        texts.append((tuple(ids), new_tokens))
-        return own(model, ids, new_tokens, *options)
-
-    monkeypatch.setattr(decoding.LlamaCpp, 'text_times', text_times)
     prompts = tiny_ids(3, 6)
     write = decoding.llama_cpp_writer(GPT(CONFIG), prompts, 10, 'q4_0')
     assert os.listdir(tmp_path) == []
     assert write(prompts, 10) == Written(3)
-    assert sorted(texts) == sorted((tuple(row), 10) for row in prompts.tolist())
     alone = write(prompts[:1], 10)
     assert alone.texts == 1
     assert alone.reading > 0 and alone.writing > 0
@@ -115,3 +107,11 @@ def test_a_stand_in_tokenizer_has_as_many_tokens_as_the_model(vocab_size):
 def test_a_vocabulary_without_a_stand_in_is_refused(vocab_size):
     with pytest.raises(UserError, match='at most 100, or at least 50257'):
         decoding.stand_in_tokenizer(vocab_size)
+
+
+def test_a_file_that_llama_cpp_refuses_is_an_error(tmp_path):
+    pytest.importorskip('xllamacpp')
+    path = tmp_path / 'model.gguf'
+    path.write_bytes(b'no model')
+    with pytest.raises(UserError, match='llama.cpp cannot open'):
+        LlamaCppProcess(str(path), 8, slots=1, threads=1)
