@@ -1,40 +1,45 @@
 """
-A block of a quantised GPT on a CPU, which decodes with a few calls of C++.
+The blocks and the head of a GPT on a CPU, where they decode with a few calls of C++.
 """
+import torch
 from torch import nn
 
 from plaingpt.inference.cache import DecodeInCpp
-from plaingpt.inference.decoding_kernels import MOST_ROWS
+from plaingpt.inference.decoding_kernels import GROUP, MOST_ROWS, Layer
 from plaingpt.inference.quantized_weights import TiledMatrix
+
+BITS = {torch.float32: 32, torch.bfloat16: 16}
 
 
 class DecodingBlock(nn.Module):
     """A Block as model.py has it. While texts are written, its four linear layers also compute the
     norms, the activation and the sums around them.
 
-    Wherever more than a few positions are read, it is the Block itself."""
+    Wherever more positions are read, or more rows than most_rows, it is the Block itself."""
 
-    def __init__(self, block, config):
-        """block: its linear layers are QuantizedLinear, all with a TiledMatrix."""
+    def __init__(self, block, config, most_rows):
         super().__init__()
         self.block = block
         self.config = config
+        self.most_rows = most_rows
         # Whether nothing happens to queries and keys before attention.
         self.heads_are_ready = config.position != 'rope' and not config.qk_norm
-        attn, mlp = block.attn, block.mlp
         activation = config.mlp
         if config.mlp == 'gelu' and config.gelu == 'exact':
             activation = 'exact gelu'
-        self.make_qkv = _layer(attn.c_attn, norm=block.ln_1)
-        self.mix_heads = _layer(attn.c_proj)
-        self.widen = _layer(mlp.c_fc, norm=block.ln_2, activation=activation)
-        self.narrow = _layer(mlp.c_proj)
+        attn, mlp = block.attn, block.mlp
+        self.make_qkv = layer_of(attn.c_attn, norm=block.ln_1)
+        self.mix_heads = layer_of(attn.c_proj)
+        self.widen = layer_of(mlp.c_fc, norm=block.ln_2, activation=activation)
+        self.narrow = layer_of(mlp.c_proj)
 
     def forward(self, x, angles=None, mask=None, cache=None):
         """The arguments as those of the Block."""
-        decodes = cache is not None and cache.decoding and x.size(0) <= MOST_ROWS
-        if not decodes or x.size(1) > 1:
+        decodes = cache is not None and cache.decoding and not torch.compiler.is_compiling()
+        if not decodes or x.size(1) > 1 or x.size(0) > self.most_rows:
             return self.block(x, angles, mask, cache)
+        dtype = x.dtype
+        x = x.float()
         qkv = self.make_qkv.run(x)
         if self.heads_are_ready and isinstance(cache, DecodeInCpp):
             y = cache.attention_together(qkv, self.config)
@@ -42,17 +47,54 @@ class DecodingBlock(nn.Module):
             y = self.block.attn.attend(qkv, angles, mask, cache)
         x = self.mix_heads.run(y, residual=x)
         y = self.widen.run(x)
-        return self.narrow.run(y, residual=x)
+        return self.narrow.run(y, residual=x).to(dtype)
 
 
-def _layer(linear, norm=None, activation=None):
-    """The Layer of a QuantizedLinear."""
-    return linear.matrix.layer(linear.bias, norm, activation)
+class DecodingHead(nn.Module):
+    """The head of a GPT that is not quantised, for one row in C++."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+        self.layer = layer_of(linear)
+
+    @property
+    def weight(self):
+        return self.linear.weight
+
+    def forward(self, x):
+        """x: (…, C); returns (…, V)."""
+        if x.numel() > x.size(-1) or torch.compiler.is_compiling():
+            return self.linear(x)
+        return self.layer.run(x.float()).to(x.dtype)
 
 
-def use_decoding_blocks(gpt):
-    """Puts a DecodingBlock in place of each Block of a quantised GPT that can be one."""
+def layer_of(linear, norm=None, activation=None):
+    """The Layer of a linear layer that can_be_layer()."""
+    if hasattr(linear, 'matrix'):
+        return linear.matrix.layer(linear.bias, norm, activation)
+    weight = linear.weight.detach()
+    return Layer(weight, BITS[weight.dtype], linear.in_features, linear.out_features, linear.bias,
+                 norm, activation)
+
+
+def can_be_layer(linear):
+    """Whether C++ can multiply by the matrix of a linear layer, quantised or not."""
+    if hasattr(linear, 'matrix'):
+        return isinstance(linear.matrix, TiledMatrix)
+    fits = linear.in_features % GROUP == 0 and linear.weight.is_contiguous()
+    return fits and linear.weight.dtype in BITS
+
+
+def decode_in_cpp(gpt, quantized):
+    """Makes a GPT on the CPU decode in C++, in place, as far as that is possible.
+
+    quantized: whether its matrices are; if not, only a single row is faster than with torch's
+    kernels, and the head is wrapped as well."""
+    most_rows = MOST_ROWS if quantized else 1
     for i, block in enumerate(gpt.transformer.h):
         layers = (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
-        if all(isinstance(getattr(layer, 'matrix', None), TiledMatrix) for layer in layers):
-            gpt.transformer.h[i] = DecodingBlock(block, gpt.config)
+        if all(can_be_layer(layer) for layer in layers):
+            gpt.transformer.h[i] = DecodingBlock(block, gpt.config, most_rows)
+    if not quantized and can_be_layer(gpt.lm_head):
+        gpt.lm_head = DecodingHead(gpt.lm_head)

@@ -1,5 +1,5 @@
 """
-Decoding on a CPU in C++: quantised linear layers of a few rows, and attention to the cache.
+Decoding on a CPU in C++: linear layers of a few rows, and attention to the cache.
 
 The code is in cpp/, which says how it is fast. Torch's own operations take its place where it can't
 be compiled.
@@ -31,8 +31,8 @@ class _LayerFields(ctypes.Structure):
     """The Layer of cpp/layer.h, field by field."""
     _fields_ = [
         ('x', POINTER), ('residual', POINTER), ('y', POINTER), ('rows', SIZE), ('threads', SIZE),
-        ('tiles', POINTER), ('bits', SIZE), ('inputs', SIZE), ('outputs', SIZE), ('bias', POINTER),
-        ('norm', SIZE), ('norm_weight', POINTER), ('norm_bias', POINTER),
+        ('weights', POINTER), ('bits', SIZE), ('inputs', SIZE), ('outputs', SIZE),
+        ('bias', POINTER), ('norm', SIZE), ('norm_weight', POINTER), ('norm_bias', POINTER),
         ('norm_eps', ctypes.c_double), ('activation', SIZE),
     ]
 
@@ -88,28 +88,36 @@ def pointer(tensor):
     return None if tensor is None else tensor.data_ptr()
 
 
+def in_float32(tensor):
+    """A tensor in float32, itself if it is, without a gradient; None for None."""
+    return None if tensor is None else tensor.detach().float()
+
+
 class Layer:
-    """A linear layer with quantised weights, and what a block computes before and after it:
+    """A linear layer, and what a block computes before and after it:
 
         y = activation(norm(x) times the transposed weights, plus bias) + residual
 
     With one call for all of it, a token of GPT-2 takes 1 ms less: each operation of torch costs a
     few microseconds in Python, and more once the weights have driven Python out of the caches."""
 
-    def __init__(self, tiles, bits, inputs, outputs, bias=None, norm=None, activation=None):
-        """tiles: uint8, as cpp/linear.h describes them; bits: of a weight, 8 or 4.
+    def __init__(self, weights, bits, inputs, outputs, bias=None, norm=None, activation=None):
+        """weights: float32 or bfloat16 (outputs, inputs), contiguous; or uint8 tiles as
+        cpp/linear.h describes them. bits: of a weight, 32, 16, 8 or 4.
 
-        bias: float32 (outputs,), or None. norm: an nn.LayerNorm or nn.RMSNorm of the inputs, in
-        float32, or None. activation: a key of ACTIVATIONS."""
+        bias: (outputs,), or None. norm: an nn.LayerNorm or nn.RMSNorm of the inputs, or None.
+        activation: a key of ACTIVATIONS."""
         norm_name = None
         if norm is not None:
             norm_name = 'layernorm' if isinstance(norm, nn.LayerNorm) else 'rmsnorm'
-        norm_bias = getattr(norm, 'bias', None)
-        self._tensors = [tiles, bias, norm_bias, norm]  # the fields point into them
+        bias = in_float32(bias)
+        norm_weight = in_float32(getattr(norm, 'weight', None))
+        norm_bias = in_float32(getattr(norm, 'bias', None))
+        self._tensors = [weights, bias, norm_weight, norm_bias]  # the fields point into them
         self._width = outputs // 2 if activation == 'swiglu' else outputs
         self._fields = _LayerFields(
-            tiles=tiles.data_ptr(), bits=bits, inputs=inputs, outputs=outputs, bias=pointer(bias),
-            norm=NORMS[norm_name], norm_weight=pointer(getattr(norm, 'weight', None)),
+            weights=weights.data_ptr(), bits=bits, inputs=inputs, outputs=outputs,
+            bias=pointer(bias), norm=NORMS[norm_name], norm_weight=pointer(norm_weight),
             norm_bias=pointer(norm_bias), norm_eps=getattr(norm, 'eps', 0.0),
             activation=ACTIVATIONS[activation])
         self._address = ctypes.addressof(self._fields)

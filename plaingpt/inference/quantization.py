@@ -10,7 +10,7 @@ from torch import nn
 
 from model import Linear
 from plaingpt.inference import decoding_kernels
-from plaingpt.inference.decoding_block import use_decoding_blocks
+from plaingpt.inference.decoding_block import decode_in_cpp
 from plaingpt.inference.decoding_kernels import GROUP
 from plaingpt.inference.quantized_weights import TiledMatrix, TorchMatrix, quantize_matrix
 from plaingpt.system.devices import default_dtype, place
@@ -20,10 +20,12 @@ from plaingpt.system.messages import UserError, counted, warn
 PRECISION_OF_DEVICE = {'cpu': 'float32', 'cuda': 'bfloat16'}
 
 
-def place_to_generate(gpt, device, dtype, kind=''):
+def place_to_generate(gpt, device, dtype, kind='', rows_change=False):
     """Gets a GPT ready to generate on a torch.device; returns the name of its precision.
 
     dtype: the config key, 'auto' or a name. kind: 'int8' or 'int4' for quantised matrices, or ''.
+    rows_change: whether texts join and leave a batch, so that a row must be computed alone as among
+    others; C++ computes single rows of matrices that are not quantised.
     The gpt, in float32 on the CPU, is changed in place. UserError if it can't be quantised so."""
     if kind:
         check(device, dtype, kind)
@@ -37,6 +39,9 @@ def place_to_generate(gpt, device, dtype, kind=''):
     place(gpt, device, getattr(torch, precision_name)).eval()
     if kind and device.type == 'cuda':
         _quantize_for_cuda(gpt, kind)
+    is_plain_on_cpu = not kind and device.type == 'cpu'
+    if is_plain_on_cpu and not rows_change and decoding_kernels.library() is not None:
+        decode_in_cpp(gpt, quantized=False)
     return precision_name
 
 
@@ -101,7 +106,8 @@ def quantize_for_cpu(gpt, kind):
         gpt.set_submodule(name, QuantizedLinear(matrix, layer.bias))
         if name == 'lm_head' and gpt.config.tied:
             gpt.transformer.wte = QuantizedEmbedding(matrix)
-    use_decoding_blocks(gpt)
+    if make_matrix is TiledMatrix:
+        decode_in_cpp(gpt, quantized=True)
 
 
 def _linear_layers(gpt):

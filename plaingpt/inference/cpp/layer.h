@@ -13,8 +13,8 @@ struct Layer {
     int64_t rows;
     int64_t threads;
     // These do not.
-    const uint8_t* tiles;      // the weights
-    int64_t bits;              // of a weight: 8 or 4
+    const void* weights;
+    int64_t bits;              // of a weight: 32 or 16 (bfloat16), or quantised to 8 or 4
     int64_t inputs;
     int64_t outputs;
     const float* bias;         // (outputs), or nullptr
@@ -114,13 +114,16 @@ inline void run(const Layer& layer) {
         wide.resize(layer.rows * layer.outputs);
         y = wide.data();
     }
-    const int64_t groups = layer.inputs / GROUP;
-    if (layer.bits == 8) {
-        linear(Int8{layer.tiles, groups}, x, layer.bias, y, layer.rows, layer.inputs,
-               layer.outputs, layer.threads);
-    } else {
-        linear(Int4{layer.tiles, groups}, x, layer.bias, y, layer.rows, layer.inputs,
-               layer.outputs, layer.threads);
+    const int64_t inputs = layer.inputs;
+    const int64_t outputs = layer.outputs;
+    const auto multiply = [&](const auto& weights) {
+        linear(weights, x, layer.bias, y, layer.rows, inputs, outputs, layer.threads);
+    };
+    switch (layer.bits) {
+        case 32: multiply(Float32{(const float*)layer.weights, inputs, outputs}); break;
+        case 16: multiply(BFloat16{(const uint16_t*)layer.weights, inputs, outputs}); break;
+        case 8: multiply(Int8{(const uint8_t*)layer.weights, inputs / GROUP}); break;
+        case 4: multiply(Int4{(const uint8_t*)layer.weights, inputs / GROUP}); break;
     }
 
     const int64_t width = layer.activation == SWIGLU ? layer.outputs / 2 : layer.outputs;

@@ -1,11 +1,12 @@
-// Linear layers of a few rows with quantised weights.
+// Linear layers of a few rows.
 //
 // A few rows do not keep the arithmetic busy, so the time is that of reading the weights. They are
-// read once, from the first byte to the last, and become floats in registers.
+// read once, from the first byte to the last, and quantised ones become floats in registers.
 //
 // Each row of a result depends on that row of the input alone, to the last bit: its sums are made in
 // the same order whatever the number of rows. A text then does not depend on its neighbours.
 #pragma once
+#include <type_traits>
 #include <vector>
 #include "thread_pool.h"
 #include "vectors.h"
@@ -19,6 +20,8 @@ constexpr int TILE = 4;  // outputs of a matrix that lie side by side
 // Each kind of weights knows the floats of a group of one output of a tile, and how to multiply it.
 
 struct Int8 {
+    typedef FastMath Math;
+    static constexpr bool SIDE_BY_SIDE = true;  // the outputs of a tile
     const uint8_t* tiles;
     int64_t groups;  // of an output
     static constexpr int BYTES = TILE * (2 + GROUP);  // a group of all outputs of a tile
@@ -34,10 +37,10 @@ struct Int8 {
         }
     }
 
-    Group read(int64_t tile, int output, int64_t group) const {
+    Math::Group read(int64_t tile, int output, int64_t group) const {
         Vector floats[VECTORS];
         read_floats(tile, output, group, floats);
-        return to_group(floats);
+        return Math::to_group(floats);
     }
 };
 
@@ -45,6 +48,8 @@ struct Int8 {
 // GROUP words of 16 bits: number i of an output is in word i, in the 4 bits from 4 output on.
 
 struct Int4 {
+    typedef FastMath Math;
+    static constexpr bool SIDE_BY_SIDE = true;
     const uint8_t* tiles;
     int64_t groups;
     static constexpr int BYTES = TILE * 4 + GROUP * 2;
@@ -69,10 +74,39 @@ struct Int4 {
         }
     }
 
-    Group read(int64_t tile, int output, int64_t group) const {
+    Math::Group read(int64_t tile, int output, int64_t group) const {
         Vector scale, zero;
         const uint16_t* words = begin(tile, output, group, &scale, &zero);
-        return group_from_nibbles(words, 4 * output, scale, zero);
+        return Math::group_from_nibbles(words, 4 * output, scale, zero);
+    }
+};
+
+// Matrices that are not quantised lie as torch has them, (outputs, inputs). The last tile may end
+// beyond the last output, which is then read again.
+
+struct Float32 {
+    typedef FloatMath Math;
+    static constexpr bool SIDE_BY_SIDE = false;
+    const float* numbers;
+    int64_t inputs;
+    int64_t outputs;
+
+    Math::Group read(int64_t tile, int output, int64_t group) const {
+        const int64_t row = std::min(tile * TILE + output, outputs - 1);
+        return Math::load_group(numbers + row * inputs + group * GROUP);
+    }
+};
+
+struct BFloat16 {
+    typedef FastMath Math;
+    static constexpr bool SIDE_BY_SIDE = false;
+    const uint16_t* numbers;
+    int64_t inputs;
+    int64_t outputs;
+
+    Math::Group read(int64_t tile, int output, int64_t group) const {
+        const int64_t row = std::min(tile * TILE + output, outputs - 1);
+        return Math::group_from_bfloat16s(numbers + row * inputs + group * GROUP);
     }
 };
 
@@ -80,8 +114,9 @@ struct Int4 {
 
 // y[row][output] for ROWS rows of x and OUTPUTS outputs of a tile from `first` on.
 template <class Weights, int ROWS, int OUTPUTS>
-inline void multiply(const Weights& weights, const Input* x, const float* bias, float* y,
+inline void multiply(const Weights& weights, const typename Weights::Math::Input* x, const float* bias, float* y,
                      int64_t inputs, int64_t outputs, int64_t tile, int first) {
+    typedef typename Weights::Math Math;
     Vector sums[OUTPUTS][ROWS];
 #pragma GCC unroll 16
     for (int o = 0; o < OUTPUTS; o++) {
@@ -89,15 +124,15 @@ inline void multiply(const Weights& weights, const Input* x, const float* bias, 
         for (int row = 0; row < ROWS; row++) sums[o][row] = Vector{};
     }
     for (int64_t group = 0; group < inputs / GROUP; group++) {
-        Group read[OUTPUTS];
+        typename Math::Group read[OUTPUTS];
 #pragma GCC unroll 16
         for (int o = 0; o < OUTPUTS; o++) read[o] = weights.read(tile, first + o, group);
 #pragma GCC unroll 16
         for (int row = 0; row < ROWS; row++) {
-            const Group numbers = load_group(x + row * inputs + group * GROUP);
+            const auto numbers = Math::load_group(x + row * inputs + group * GROUP);
 #pragma GCC unroll 16
             for (int o = 0; o < OUTPUTS; o++) {
-                sums[o][row] = add_products(sums[o][row], read[o], numbers);
+                sums[o][row] = Math::add_products(sums[o][row], read[o], numbers);
             }
         }
     }
@@ -113,25 +148,19 @@ inline void multiply(const Weights& weights, const Input* x, const float* bias, 
     }
 }
 
-#if defined(__AVX512BF16__)
-constexpr int MOST_ROWS = 12;  // that are multiplied together
-constexpr int MOST_SUMS = 24;  // of 32 registers
-#else
-constexpr int MOST_ROWS = 8;
-constexpr int MOST_SUMS = LANES == 16 ? 16 : 8;
-#endif
-
 // How many outputs are computed together: each number of x is then loaded once for all of them.
-template <int ROWS>
+template <class Weights, int ROWS>
 constexpr int outputs_at_once() {
-    if (ROWS * 4 <= MOST_SUMS) return 4;
-    if (ROWS * 2 <= MOST_SUMS) return 2;
+    typedef typename Weights::Math Math;
+    if (ROWS == 1 && !Weights::SIDE_BY_SIDE) return 1;  // reads them in one stream
+    if (ROWS * 4 <= Math::MOST_SUMS) return 4;
+    if (ROWS * 2 <= Math::MOST_SUMS) return 2;
     return 1;
 }
 
 // y[row][output] for all outputs of a tile, and `rows` rows of x, at most ROWS.
 template <class Weights, int ROWS>
-void multiply_tile(const Weights& weights, const Input* x, const float* bias, float* y,
+void multiply_tile(const Weights& weights, const typename Weights::Math::Input* x, const float* bias, float* y,
                    int64_t rows, int64_t inputs, int64_t outputs, int64_t tile) {
     if constexpr (ROWS > 1) {
         if (rows < ROWS) {
@@ -139,7 +168,7 @@ void multiply_tile(const Weights& weights, const Input* x, const float* bias, fl
             return;
         }
     }
-    constexpr int AT_ONCE = outputs_at_once<ROWS>();
+    constexpr int AT_ONCE = outputs_at_once<Weights, ROWS>();
 #pragma GCC unroll 4
     for (int first = 0; first < TILE; first += AT_ONCE) {
         multiply<Weights, ROWS, AT_ONCE>(weights, x, bias, y, inputs, outputs, tile, first);
@@ -149,13 +178,14 @@ void multiply_tile(const Weights& weights, const Input* x, const float* bias, fl
 // x (rows, inputs) times the transposed weights (outputs, inputs), plus the bias (outputs) or
 // nullptr; y (rows, outputs).
 template <class Weights>
-void multiply_all(const Weights& weights, const Input* x, const float* bias, float* y, int64_t rows,
+void multiply_all(const Weights& weights, const typename Weights::Math::Input* x, const float* bias, float* y, int64_t rows,
                   int64_t inputs, int64_t outputs, int64_t threads) {
     const int64_t tiles = (outputs + TILE - 1) / TILE;
     each_of(tiles, threads, [&](int64_t tile) {
-        for (int64_t row = 0; row < rows; row += MOST_ROWS) {
-            multiply_tile<Weights, MOST_ROWS>(weights, x + row * inputs, bias, y + row * outputs,
-                                              rows - row, inputs, outputs, tile);
+        constexpr int AT_ONCE = Weights::Math::MOST_ROWS;
+        for (int64_t row = 0; row < rows; row += AT_ONCE) {
+            multiply_tile<Weights, AT_ONCE>(weights, x + row * inputs, bias, y + row * outputs,
+                                            rows - row, inputs, outputs, tile);
         }
     });
 }
@@ -164,18 +194,20 @@ void multiply_all(const Weights& weights, const Input* x, const float* bias, flo
 template <class Weights>
 void linear(const Weights& weights, const float* x, const float* bias, float* y, int64_t rows,
             int64_t inputs, int64_t outputs, int64_t threads) {
-#if defined(__AVX512BF16__)
-    std::vector<uint16_t> rounded(rows * inputs);
-    each_of(rows, threads, [&](int64_t row) {
-        for (int64_t i = row * inputs; i < (row + 1) * inputs; i += GROUP) {
-            const Vector floats[] = {load(x + i), load(x + i + LANES)};
-            store_group(&rounded[i], to_group(floats));
-        }
-    });
-    multiply_all(weights, rounded.data(), bias, y, rows, inputs, outputs, threads);
-#else
-    multiply_all(weights, x, bias, y, rows, inputs, outputs, threads);
-#endif
+    typedef typename Weights::Math Math;
+    if constexpr (std::is_same<typename Math::Input, float>::value) {
+        multiply_all(weights, x, bias, y, rows, inputs, outputs, threads);
+    } else {
+        std::vector<uint16_t> rounded(rows * inputs);
+        each_of(rows, threads, [&](int64_t row) {
+            for (int64_t i = row * inputs; i < (row + 1) * inputs; i += GROUP) {
+                const Vector floats[] = {load(x + i), load(x + i + LANES)};
+                const auto group = Math::to_group(floats);
+                memcpy(&rounded[i], &group, sizeof group);
+            }
+        });
+        multiply_all(weights, rounded.data(), bias, y, rows, inputs, outputs, threads);
+    }
 }
 
 // The floats (count, inputs) of these outputs, or of all if there is no list.

@@ -67,6 +67,20 @@ inline Vector from_int8s(const int8_t* numbers) {
 #endif
 }
 
+inline Vector from_bfloat16s(const uint16_t* numbers) {
+#if defined(__AVX512F__)
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)numbers));
+    return (Vector)_mm512_slli_epi32(wide, 16);
+#elif defined(__AVX2__)
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)numbers));
+    return (Vector)_mm256_slli_epi32(wide, 16);
+#else
+    Words wide;
+    for (int lane = 0; lane < LANES; lane++) wide[lane] = uint32_t(numbers[lane]) << 16;
+    return (Vector)wide;
+#endif
+}
+
 // The 4 bits of each word from `shift` on, minus 8, times scale, plus zero.
 inline Vector from_nibbles(const uint16_t* words, int shift, Vector scale, Vector zero) {
 #if defined(__AVX512F__)
@@ -87,70 +101,91 @@ inline Vector from_nibbles(const uint16_t* words, int shift, Vector scale, Vecto
 
 // ---- groups ----
 
-// The GROUP numbers of an input or of an output's weights, and the sum of their products.
+// A kind of arithmetic knows the GROUP numbers of an input or of an output's weights, and how to add
+// their products to a sum.
+
+struct FloatMath {
+    typedef float Input;
+    struct Group {
+        Vector vectors[VECTORS];
+    };
+    static constexpr int MOST_ROWS = 8;  // that are multiplied together
+    static constexpr int MOST_SUMS = LANES == 16 ? 16 : 8;  // half of the registers
+
+    static Group to_group(const Vector* floats) {
+        Group group;
+        for (int v = 0; v < VECTORS; v++) group.vectors[v] = floats[v];
+        return group;
+    }
+
+    static Group load_group(const float* numbers) {
+        Group group;
+        for (int v = 0; v < VECTORS; v++) group.vectors[v] = load(numbers + v * LANES);
+        return group;
+    }
+
+    static Vector add_products(Vector sum, const Group& a, const Group& b) {
+        for (int v = 0; v < VECTORS; v++) sum += a.vectors[v] * b.vectors[v];
+        return sum;
+    }
+
+    // As from_nibbles(), of GROUP words.
+    static Group group_from_nibbles(const uint16_t* words, int shift, Vector scale, Vector zero) {
+        Group group;
+        for (int v = 0; v < VECTORS; v++) {
+            group.vectors[v] = from_nibbles(words + v * LANES, shift, scale, zero);
+        }
+        return group;
+    }
+
+    static Group group_from_bfloat16s(const uint16_t* numbers) {
+        Group group;
+        for (int v = 0; v < VECTORS; v++) {
+            group.vectors[v] = from_bfloat16s(numbers + v * LANES);
+        }
+        return group;
+    }
+};
 
 #if defined(__AVX512BF16__)
 
 // One instruction multiplies two groups in bfloat16, and adds in float.
-typedef uint16_t Input;
-typedef __m512bh Group;
+struct BFloat16Math {
+    typedef uint16_t Input;
+    typedef __m512bh Group;
+    static constexpr int MOST_ROWS = 12;
+    static constexpr int MOST_SUMS = 24;  // of 32 registers
 
-inline Group load_group(const uint16_t* numbers) {
-    return (Group)_mm512_loadu_si512(numbers);
-}
+    static Group to_group(const Vector* floats) {
+        return _mm512_cvtne2ps_pbh((__m512)floats[1], (__m512)floats[0]);
+    }
 
-inline Group to_group(const Vector* floats) {
-    return _mm512_cvtne2ps_pbh((__m512)floats[1], (__m512)floats[0]);
-}
+    static Group load_group(const uint16_t* numbers) {
+        return (Group)_mm512_loadu_si512(numbers);
+    }
 
-inline void store_group(uint16_t* numbers, Group group) {
-    _mm512_storeu_si512(numbers, (__m512i)group);
-}
+    static Vector add_products(Vector sum, Group a, Group b) {
+        return (Vector)_mm512_dpbf16_ps((__m512)sum, a, b);
+    }
 
-inline Vector add_products(Vector sum, Group a, Group b) {
-    return (Vector)_mm512_dpbf16_ps((__m512)sum, a, b);
-}
+    static Group group_from_nibbles(const uint16_t* words, int shift, Vector scale, Vector zero) {
+        // This instruction reads 5 bits, so the table stands there twice.
+        __m256bh table = _mm512_cvtneps_pbh((__m512)(EACH_NIBBLE * scale + zero));
+        __m512i twice = _mm512_broadcast_i64x4((__m256i)table);
+        __m512i places = _mm512_srli_epi16(_mm512_loadu_si512(words), shift);
+        return (Group)_mm512_permutexvar_epi16(places, twice);
+    }
 
-// As from_nibbles(), of 32 words.
-inline Group group_from_nibbles(const uint16_t* words, int shift, Vector scale, Vector zero) {
-    // This instruction reads 5 bits, so the table stands there twice.
-    __m256bh table = _mm512_cvtneps_pbh((__m512)(EACH_NIBBLE * scale + zero));
-    __m512i twice = _mm512_broadcast_i64x4((__m256i)table);
-    __m512i places = _mm512_srli_epi16(_mm512_loadu_si512(words), shift);
-    return (Group)_mm512_permutexvar_epi16(places, twice);
-}
+    static Group group_from_bfloat16s(const uint16_t* numbers) {
+        return load_group(numbers);
+    }
+};
+
+typedef BFloat16Math FastMath;
 
 #else
 
-typedef float Input;
-struct Group {
-    Vector vectors[VECTORS];
-};
-
-inline Group to_group(const Vector* floats) {
-    Group group;
-    for (int v = 0; v < VECTORS; v++) group.vectors[v] = floats[v];
-    return group;
-}
-
-inline Group load_group(const float* numbers) {
-    Group group;
-    for (int v = 0; v < VECTORS; v++) group.vectors[v] = load(numbers + v * LANES);
-    return group;
-}
-
-inline Vector add_products(Vector sum, const Group& a, const Group& b) {
-    for (int v = 0; v < VECTORS; v++) sum += a.vectors[v] * b.vectors[v];
-    return sum;
-}
-
-inline Group group_from_nibbles(const uint16_t* words, int shift, Vector scale, Vector zero) {
-    Group group;
-    for (int v = 0; v < VECTORS; v++) {
-        group.vectors[v] = from_nibbles(words + v * LANES, shift, scale, zero);
-    }
-    return group;
-}
+typedef FloatMath FastMath;
 
 #endif
 
