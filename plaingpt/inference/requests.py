@@ -85,6 +85,6 @@ class EngineStats:
     prompt_tokens: int            # tokens of prompts, those in the cache included
     cached_tokens: int            # of these, the ones that needed no reading
     new_tokens: int
-    steps: int                    # decoding steps; each is one token of every active text
+    steps: int                    # each is a token of every text that is written, and some prompts
     cache_positions: int          # positions of keys and values that are in use
     cache_room: int               # positions that there are

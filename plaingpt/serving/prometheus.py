@@ -53,7 +53,7 @@ class EngineFigures:
             ('prompt_tokens', 'Tokens of prompts, cached ones included', stats.prompt_tokens),
             ('cached_tokens', 'Tokens of prompts that needed no reading', stats.cached_tokens),
             ('new_tokens', 'Tokens written', stats.new_tokens),
-            ('decoding_steps', 'Decoding steps, each one token of every active text', stats.steps),
+            ('decoding_steps', 'Steps of the model', stats.steps),
         ]
         for name, meaning, value in gauges:
             yield GaugeMetricFamily(f'plaingpt_{name}', meaning, value)

@@ -118,7 +118,7 @@ def _parameters_of(fields, max_tokens, top_logprobs, most_texts):
         repetition_penalty=fields.number('repetition_penalty', 0.1, 10, 1.0))
     n = fields.whole_number('n', 1, LARGEST, 1)
     if n > most_texts:
-        raise invalid(f'n can be {most_texts} at most here, with as many prompts.', 'n')
+        raise invalid(f'n can be {most_texts} at most for each prompt.', 'n')
     streams = fields.flag('stream')
     includes_usage = _includes_usage(fields.take('stream_options'), streams)
     parameters = Parameters(

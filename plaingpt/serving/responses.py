@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from plaingpt.serving.api_errors import ApiError, internal
 from plaingpt.serving.running_texts import HungUp, while_connected
 
-KEEP_ALIVE = b': the prompt waits\n\n'  # a comment, which clients skip
+KEEP_ALIVE = b': the text goes on\n\n'  # a comment, which clients skip
 END_OF_STREAM = b'data: [DONE]\n\n'
 
 log = logging.getLogger('plaingpt.serving')
