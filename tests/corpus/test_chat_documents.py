@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from chat_templates import BRACKETS, CHAT_ML, FORGETS_THOUGHTS, NO_TOKENS
 from conftest import or_skip
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,20 +26,6 @@ from plaingpt.text.tokenizer_layout import (BYTE_LEVEL, SPACE, added_token, byte
 from plaingpt.text.tokenizers import CharTokenizer, load_tokenizer
 
 SPECIAL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>', '<s>', '<s>>']
-CHAT_ML = ("{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + "
-           "message.content + '<|im_end|>\\n' }}{% endfor %}"
-           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
-# Ends a reply with the token that ends a text, in the manner of Llama 2.
-BRACKETS = ("{{ bos_token }}{% for message in messages %}{% if message.role == 'assistant' %}"
-            "{{ ' ' + message.content + eos_token }}{% else %}"
-            "{{ '[INST] ' + message.content + ' [/INST]' }}{% endif %}{% endfor %}")
-NO_TOKENS = ("{% for message in messages %}{{ message.role + ': ' + message.content + '\\n' }}"
-             "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
-# As reasoning models do: of earlier replies, only what follows the thoughts is repeated.
-FORGETS_THOUGHTS = CHAT_ML.replace(
-    "message.content", "(message.content if loop.last else message.content.split('</think>')[-1])")
-
-
 def byte_tokenizer(template=CHAT_ML, eos='<|im_end|>', swallow_space=()):
     """A byte-level tokenizer with a few merges, and the special tokens of chats."""
     from tokenizers.pre_tokenizers import ByteLevel

@@ -41,6 +41,20 @@ def lively(kind, **changes):
     return gpt
 
 
+@pytest.fixture
+def runs(monkeypatch):
+    """A list that grows by each Layer that runs."""
+    layers = []
+    run = Layer.run
+
+    def spy(layer, *arguments, **options):
+        layers.append(layer)
+        return run(layer, *arguments, **options)
+
+    monkeypatch.setattr(Layer, 'run', spy)
+    return layers
+
+
 def logits_of_one_position(gpt, rows):
     """Logits (rows, V) after a position with a cache of three more, which holds random numbers."""
     torch.manual_seed(5)
@@ -75,16 +89,8 @@ def test_a_row_does_not_depend_on_its_neighbours():
     assert torch.equal(logits_of_one_position(gpt, 3), together[:3])
 
 
-def test_it_is_used_to_decode_and_the_block_for_all_else(monkeypatch):
+def test_it_is_used_to_decode_and_the_block_for_all_else(runs):
     gpt = lively('int8')
-    runs = []
-    run = Layer.run
-
-    def spy(layer, *arguments, **options):
-        runs.append(layer)
-        return run(layer, *arguments, **options)
-
-    monkeypatch.setattr(Layer, 'run', spy)
     block = gpt.transformer.h[0]
     fused = {block.make_qkv, block.mix_heads, block.widen, block.narrow}
     gpt(tiny_ids(1, 12, vocab_size=65))
@@ -115,26 +121,17 @@ def test_a_single_text_without_quantisation_is_that_of_torch(kind):
         assert torch.equal(text, plain.generate(prompt, length, **options))
 
 
-def test_several_rows_without_quantisation_are_computed_by_torch(monkeypatch):
+def test_several_rows_without_quantisation_are_computed_by_torch(runs):
     gpt = lively('float32')
-    runs = []
-    monkeypatch.setattr(Layer, 'run', lambda *arguments: runs.append(arguments))
     gpt.generate(tiny_ids(2, 4, vocab_size=65), 5)
     assert runs == []
 
 
-def test_a_compiled_model_uses_torch(monkeypatch):
+def test_a_compiled_model_uses_torch(runs):
     gpt = lively('float32')
     prompt = tiny_ids(1, 4, vocab_size=65)
     expected = gpt.generate(prompt, 5, temperature=0)
-    runs = []
-    run = Layer.run
-
-    def spy(layer, *arguments, **options):
-        runs.append(layer)
-        return run(layer, *arguments, **options)
-
-    monkeypatch.setattr(Layer, 'run', spy)
+    runs.clear()
     gpt.compile(backend='eager', dynamic=True)
     assert torch.equal(gpt.generate(prompt, 5, temperature=0), expected)
     assert runs == [gpt.lm_head.layer]  # after the prompt, which is never read by compiled code

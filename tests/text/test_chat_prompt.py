@@ -2,6 +2,7 @@
 import json
 
 import pytest
+from chat_templates import BRACKETS, CHAT_ML, FORGETS_THOUGHTS, NO_TOKENS
 from conftest import problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,16 +16,6 @@ from plaingpt.text.tokenizer_layout import (BYTE_LEVEL, SPACE, added_token, byte
 from plaingpt.text.tokenizers import CharTokenizer
 
 NAMES = ['<|endoftext|>', '<|im_start|>', '<|im_end|>', '<s>', '</s>']
-CHAT_ML = ("{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + "
-           "message.content + '<|im_end|>\\n' }}{% endfor %}"
-           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
-BRACKETS = ("{{ bos_token }}{% for message in messages %}{% if message.role == 'assistant' %}"
-            "{{ ' ' + message.content + eos_token }}{% else %}"
-            "{{ '[INST] ' + message.content + ' [/INST]' }}{% endif %}{% endfor %}")
-NO_TOKENS = ("{% for message in messages %}{{ message.role + ': ' + message.content + '\\n' }}"
-             "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
-FORGETS_THOUGHTS = CHAT_ML.replace(
-    "message.content", "(message.content if loop.last else message.content.split('</think>')[-1])")
 REFUSES_REPLIES = ("{% if messages[-1].role == 'assistant' %}{{ raise_exception('no') }}"
                    "{% endif %}" + CHAT_ML)
 

@@ -3,8 +3,8 @@
 // A few rows do not keep the arithmetic busy, so the time is that of reading the weights. They are
 // read once, from the first byte to the last, and quantised ones become floats in registers.
 //
-// Each row of a result depends on that row of the input alone, to the last bit: its sums are made in
-// the same order whatever the number of rows. A text then does not depend on its neighbours.
+// Each row of a result depends on that row of the input alone, to the last bit: its sums are made
+// in the same order whatever the number of rows. A text then does not depend on its neighbours.
 #pragma once
 #include <type_traits>
 #include <vector>
@@ -44,8 +44,8 @@ struct Int8 {
     }
 };
 
-// A number from 0 to 15 stands for (number - 8) * scale + zero. The numbers of a tile's group are in
-// GROUP words of 16 bits: number i of an output is in word i, in the 4 bits from 4 output on.
+// A number from 0 to 15 stands for (number - 8) * scale + zero. The numbers of a tile's group are
+// in GROUP words of 16 bits: number i of an output is in word i, in the 4 bits from 4 output on.
 
 struct Int4 {
     typedef FastMath Math;
@@ -84,37 +84,32 @@ struct Int4 {
 // Matrices that are not quantised lie as torch has them, (outputs, inputs). The last tile may end
 // beyond the last output, which is then read again.
 
-struct Float32 {
-    typedef FloatMath Math;
+template <class Number, class Kind>
+struct Plain {
+    typedef Kind Math;
     static constexpr bool SIDE_BY_SIDE = false;
-    const float* numbers;
+    const Number* numbers;
     int64_t inputs;
     int64_t outputs;
 
-    Math::Group read(int64_t tile, int output, int64_t group) const {
+    typename Math::Group read(int64_t tile, int output, int64_t group) const {
         const int64_t row = std::min(tile * TILE + output, outputs - 1);
-        return Math::load_group(numbers + row * inputs + group * GROUP);
+        return Math::load_weights(numbers + row * inputs + group * GROUP);
     }
 };
 
-struct BFloat16 {
-    typedef FastMath Math;
-    static constexpr bool SIDE_BY_SIDE = false;
-    const uint16_t* numbers;
-    int64_t inputs;
-    int64_t outputs;
-
-    Math::Group read(int64_t tile, int output, int64_t group) const {
-        const int64_t row = std::min(tile * TILE + output, outputs - 1);
-        return Math::group_from_bfloat16s(numbers + row * inputs + group * GROUP);
-    }
-};
+typedef Plain<float, FloatMath> Float32;
+typedef Plain<uint16_t, FastMath> BFloat16;
 
 // ---- linear layers ----
 
+// A number of x, as these weights are multiplied by it.
+template <class Weights>
+using Input = typename Weights::Math::Input;
+
 // y[row][output] for ROWS rows of x and OUTPUTS outputs of a tile from `first` on.
 template <class Weights, int ROWS, int OUTPUTS>
-inline void multiply(const Weights& weights, const typename Weights::Math::Input* x, const float* bias, float* y,
+inline void multiply(const Weights& weights, const Input<Weights>* x, const float* bias, float* y,
                      int64_t inputs, int64_t outputs, int64_t tile, int first) {
     typedef typename Weights::Math Math;
     Vector sums[OUTPUTS][ROWS];
@@ -160,7 +155,7 @@ constexpr int outputs_at_once() {
 
 // y[row][output] for all outputs of a tile, and `rows` rows of x, at most ROWS.
 template <class Weights, int ROWS>
-void multiply_tile(const Weights& weights, const typename Weights::Math::Input* x, const float* bias, float* y,
+void multiply_tile(const Weights& weights, const Input<Weights>* x, const float* bias, float* y,
                    int64_t rows, int64_t inputs, int64_t outputs, int64_t tile) {
     if constexpr (ROWS > 1) {
         if (rows < ROWS) {
@@ -178,8 +173,8 @@ void multiply_tile(const Weights& weights, const typename Weights::Math::Input* 
 // x (rows, inputs) times the transposed weights (outputs, inputs), plus the bias (outputs) or
 // nullptr; y (rows, outputs).
 template <class Weights>
-void multiply_all(const Weights& weights, const typename Weights::Math::Input* x, const float* bias, float* y, int64_t rows,
-                  int64_t inputs, int64_t outputs, int64_t threads) {
+void multiply_all(const Weights& weights, const Input<Weights>* x, const float* bias, float* y,
+                  int64_t rows, int64_t inputs, int64_t outputs, int64_t threads) {
     const int64_t tiles = (outputs + TILE - 1) / TILE;
     each_of(tiles, threads, [&](int64_t tile) {
         constexpr int AT_ONCE = Weights::Math::MOST_ROWS;
@@ -195,7 +190,7 @@ template <class Weights>
 void linear(const Weights& weights, const float* x, const float* bias, float* y, int64_t rows,
             int64_t inputs, int64_t outputs, int64_t threads) {
     typedef typename Weights::Math Math;
-    if constexpr (std::is_same<typename Math::Input, float>::value) {
+    if constexpr (std::is_same<Input<Weights>, float>::value) {
         multiply_all(weights, x, bias, y, rows, inputs, outputs, threads);
     } else {
         std::vector<uint16_t> rounded(rows * inputs);

@@ -1,9 +1,9 @@
 // Threads that share the tasks of one call after another.
 //
 // OpenMP, which torch uses, lets its threads sleep at once while a process has more of them than
-// cores: a second thread of Python's that computes is enough. A token needs some 60 calls, so waking
-// them takes longer than the work: with llama.cpp in the same process, 11 ms a token instead of 7.
-// Threads of our own go on looking for work for a moment.
+// cores: a second thread of Python's that computes is enough. A token needs some 60 calls, so
+// waking them takes longer than the work: with llama.cpp in the same process, 11 ms a token instead
+// of 7. Threads of our own go on looking for work for a moment.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -103,8 +103,8 @@ inline ThreadPool& pool() {
     return *only;
 }
 
-// Calls run(i) for each i from 0 to count - 1, on several threads. Each takes a stretch of numbers at
-// a time, short enough that a thread whose core is busy otherwise does not keep the others waiting.
+// Calls run(i) for each i from 0 to count - 1, on several threads. Each takes a stretch of numbers
+// at a time, short enough that a thread whose core is busy does not keep the others waiting.
 template <class Run>
 void each_of(int64_t count, int64_t threads, const Run& run) {
     const int64_t parts = std::min<int64_t>(count, 4 * threads);

@@ -101,8 +101,8 @@ inline Vector from_nibbles(const uint16_t* words, int shift, Vector scale, Vecto
 
 // ---- groups ----
 
-// A kind of arithmetic knows the GROUP numbers of an input or of an output's weights, and how to add
-// their products to a sum.
+// A kind of arithmetic knows the GROUP numbers of an input or of an output's weights, and how to
+// add their products to a sum.
 
 struct FloatMath {
     typedef float Input;
@@ -138,7 +138,11 @@ struct FloatMath {
         return group;
     }
 
-    static Group group_from_bfloat16s(const uint16_t* numbers) {
+    static Group load_weights(const float* numbers) {
+        return load_group(numbers);
+    }
+
+    static Group load_weights(const uint16_t* numbers) {
         Group group;
         for (int v = 0; v < VECTORS; v++) {
             group.vectors[v] = from_bfloat16s(numbers + v * LANES);
@@ -176,7 +180,7 @@ struct BFloat16Math {
         return (Group)_mm512_permutexvar_epi16(places, twice);
     }
 
-    static Group group_from_bfloat16s(const uint16_t* numbers) {
+    static Group load_weights(const uint16_t* numbers) {
         return load_group(numbers);
     }
 };
@@ -193,8 +197,8 @@ typedef FloatMath FastMath;
 
 // e to the power of x, for x <= 0, off by 2e-7 at most.
 inline Vector exp(Vector x) {
-    // 2 to the power of a whole number is the exponent of a float. A polynomial does the rest, which
-    // lies between -0.5 and 0.5.
+    // 2 to the power of a whole number is the exponent of a float. A polynomial does the rest,
+    // which lies between -0.5 and 0.5.
     const Vector lowest = Vector{} - 87.0f;
     x = x > lowest ? x : lowest;
     Vector power = x * 1.44269504f;
