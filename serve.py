@@ -18,8 +18,10 @@ from configurator import configure
 from plaingpt.inference.engine import InvalidArguments
 from plaingpt.inference.quantization import place_to_generate
 from plaingpt.inference.scheduler import Engine
-from plaingpt.system.devices import check_device, default_device, hardware_name, set_up_math
-from plaingpt.system.messages import complaints, counted, explained, print0
+from plaingpt.planning.units import short_bytes
+from plaingpt.system.devices import (check_device, default_device, hardware_name, room_for_batch,
+                                     set_up_math)
+from plaingpt.system.messages import complaints, counted, explained, print0, warn
 from plaingpt.training.trained_model import open_named
 
 # ---- configuration ----
@@ -105,6 +107,13 @@ if quantize:
 with explained(InvalidArguments):
     engine = Engine(trained.gpt, tokenizer, max_rows=max_rows, max_queue=max_queue,
                     prefill_chunk=prefill_chunk, context_size=context_size)
+
+most_bytes = engine.cache_bytes_at_most
+room = room_for_batch(torch_device)
+if most_bytes > room:
+    warn(f'{max_rows} texts with a context of {engine.context_size} tokens need up to '
+         f'{short_bytes(most_bytes)} of keys and values, more than the {short_bytes(room)} that '
+         'are theirs here: lower max_rows or context_size')
 
 # ---- server ----
 settings = Settings(
