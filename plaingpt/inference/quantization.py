@@ -1,7 +1,8 @@
 """
-Quantised decoding: a GPT whose matrices have 8 or 4 bits a number, and float activations.
+Getting a GPT ready to generate: its device, its precision and, if asked for, quantised matrices.
 
-On a CPU, quantized_weights.py has the matrices; on a GPU, the package torchao.
+These have 8 or 4 bits a number, and activations stay floats. On a CPU, quantized_weights.py has
+them; on a GPU, the package torchao.
 """
 import importlib.util
 
@@ -34,13 +35,15 @@ def place_to_generate(gpt, device, dtype, kind='', rows_change=False):
         precision_name = default_dtype(device, gpt.config.n_embd, training=False)
     else:
         precision_name = dtype
-    if kind and device.type == 'cpu':
-        quantize_for_cpu(gpt, kind)
+
+    on_cpu = device.type == 'cpu'
+    if kind and on_cpu:
+        quantize_for_cpu(gpt, kind)  # before place(), so that less is moved
     place(gpt, device, getattr(torch, precision_name)).eval()
-    if kind and device.type == 'cuda':
+    if kind and not on_cpu:
         _quantize_for_cuda(gpt, kind)
-    is_plain_on_cpu = not kind and device.type == 'cpu'
-    if is_plain_on_cpu and not rows_change and decoding_kernels.library() is not None:
+    can_use_cpp = on_cpu and not rows_change and decoding_kernels.library() is not None
+    if can_use_cpp and not kind:
         decode_in_cpp(gpt, quantized=False)
     return precision_name
 
