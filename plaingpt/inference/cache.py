@@ -107,16 +107,22 @@ class Decode:
 
     def attention(self, q, k, v):
         """Attention of q, (rows, nh, 1, hs), to k and v, (rows, nkv, visible, hs); as q's shape."""
-        B, nh, _, hs = q.shape
-        nkv = k.size(1)
-        # Queries that share a head of keys become positions of one head, so grouped heads need no
-        # kernel of their own.
-        q = q.to(k.dtype).reshape(B, nkv, nh // nkv, hs)
-        mask = self.mask
-        if mask is not None and mask.size(1) == nh:
-            mask = mask.reshape(B, nkv, nh // nkv, -1)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return y.reshape(B, nh, 1, hs)
+        return attend(q.to(k.dtype), k, v, self.mask)
+
+
+def attend(q, k, v, mask):
+    """Attention of one position, q (R, nh, 1, hs), to k and v, (R, nkv, visible, hs); as q's shape.
+
+    mask: added to the scores, (R, 1 or nh, 1, visible), or None."""
+    R, nh, _, hs = q.shape
+    nkv = k.size(1)
+    # Queries that share a head of keys become positions of one head, so grouped heads need no
+    # kernel of their own.
+    q = q.reshape(R, nkv, nh // nkv, hs)
+    if mask is not None and mask.size(1) == nh:
+        mask = mask.reshape(R, nkv, nh // nkv, -1)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return y.reshape(R, nh, 1, hs)
 
 
 class DecodeInCpp:

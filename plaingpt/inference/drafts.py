@@ -140,7 +140,7 @@ class Draft:
         self._has_delivered = True
         try:
             self.ticket.deliver(piece)
-        except Exception:
+        except Exception:  # of any kind: its bug is shown, and ends no other text
             sys.stderr.write('a receiver of text has failed, so its request is cancelled:\n')
             traceback.print_exc()
             self.ticket.is_cancelled = True

@@ -138,7 +138,7 @@ class Engine:
             while self._wait_for_work():
                 self.step()
             self._end_all('cancelled')
-        except Exception:
+        except Exception:  # any bug: it is shown, and nobody waits for a thread that has ended
             self.is_healthy = False
             sys.stderr.write('the engine has failed, and ends all texts:\n')
             traceback.print_exc()

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from model import alibi_bias, round_up
-from plaingpt.inference.cache import (DecodeInCpp, alibi_slopes, causal_mask,
+from plaingpt.inference.cache import (DecodeInCpp, alibi_slopes, attend, causal_mask,
                                       has_cpp_attention)
 
 LENGTH_MULTIPLE = 64  # a GPU sees a multiple of it, so that its allocator meets few sizes
@@ -148,21 +148,6 @@ class PaddedSlotDecode(SlotDecode):
         values = self.values[:, :visible].index_select(0, self.rows.slots)
         mask = self.mask[..., :visible].to(q.dtype)
         return attend(q, keys.transpose(1, 2), values.transpose(1, 2), mask)
-
-
-def attend(q, k, v, mask):
-    """Attention of one position, q (R, nh, 1, hs), to k and v, (R, nkv, visible, hs); as q's shape.
-
-    mask: added to the scores, (R, 1 or nh, 1, visible), or None."""
-    R, nh, _, hs = q.shape
-    nkv = k.size(1)
-    # Queries that share a head of keys become positions of one head, so grouped heads need no
-    # kernel of their own.
-    q = q.reshape(R, nkv, nh // nkv, hs)
-    if mask is not None and mask.size(1) == nh:
-        mask = mask.reshape(R, nkv, nh // nkv, -1)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return y.reshape(R, nh, 1, hs)
 
 
 class SlotPrefill(SlotPass):

@@ -66,7 +66,7 @@ class Guard:
             await self.app(scope, receive, send_and_note)
         except ApiError as error:  # of _check(); the application answers its own
             await error_response(error)(scope, receive, send_and_note)
-        except Exception:
+        except Exception:  # any bug: one request fails, and the log has the traceback
             # %r, since a path may have line breaks, which would look like another entry.
             log.exception('a request has failed: %r', scope['path'])
             if status is None:

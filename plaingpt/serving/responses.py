@@ -73,7 +73,7 @@ class EventStream(Response):
             last = END_OF_STREAM
         except ApiError as error:
             last = event(error.content())
-        except Exception:
+        except Exception:  # any bug: the client must learn that its text is not whole
             log.exception('a stream has failed')
             last = event(internal().content())
         await send({'type': 'http.response.body', 'body': last, 'more_body': False})

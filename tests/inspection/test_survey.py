@@ -155,8 +155,13 @@ def test_scripts_by_their_share_of_letters(tmp_path):
 
 
 def test_longest_lines_and_documents(tmp_path):
-    texts = {f'{number}.txt': f'{number}' * number + '\nshort' for number in range(1, 9)}
-    texts['long.txt'] = 'x' * (LONG_LINE + 1) + '\n' + 'y' * LONG_LINE
+    texts = {}
+    for number in range(1, 9):
+        line = ''.rjust(number, str(number))
+        texts[f'{number}.txt'] = f'{line}\nshort'
+    longest = ''.rjust(LONG_LINE + 1, 'x')
+    second = ''.rjust(LONG_LINE, 'y')
+    texts['long.txt'] = f'{longest}\n{second}'
     facts = survey_of(tmp_path, texts)
     lines = facts['longest_lines']
     assert [line['characters'] for line in lines] == [LONG_LINE + 1, 8, 7, 6, 5]

@@ -211,7 +211,9 @@ def test_a_tokenizer_that_changes_text_is_told():
 def test_each_text_is_encoded_once_and_kinds_are_summed():
     texts = []
     for length in range(1, 12):
-        texts.append(text_of('x' * length, extension=f'.{length % 2}'))
+        text = ''.rjust(length, 'x')
+        is_odd = length % 2
+        texts.append(text_of(text, extension=f'.{is_odd}'))
     metas = {'char': CharTokenizer('xyz').to_meta(), 'other': CharTokenizer('z').to_meta()}
     char, other = measure(metas, Job(texts, [], []))
     assert char['tokens'] == char['bytes'] == sum(range(1, 12))

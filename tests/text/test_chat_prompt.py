@@ -1,4 +1,5 @@
 """Prompts of chats: the ids of training, no special tokens from messages, and what ends a reply."""
+import itertools
 import json
 
 import pytest
@@ -97,7 +98,8 @@ def test_a_template_that_rewrites_or_refuses_earlier_replies_still_makes_a_promp
 
 def test_a_chat_of_many_replies_is_encoded_too():
     tokenizer = byte_tokenizer()
-    messages = chat(*['he'] * (2 * MOST_REPLIES + 3))
+    questions_and_replies = itertools.repeat('he', 2 * MOST_REPLIES + 3)
+    messages = chat(*questions_and_replies)
     assert tokenizer.decode(encode_chat_prompt(tokenizer, messages)) == render_for(
         tokenizer, messages)
 
