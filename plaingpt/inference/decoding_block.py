@@ -1,11 +1,13 @@
 """
 The blocks and the head of a GPT on a CPU, where they decode with a few calls of C++.
 """
+import math
+
 import torch
 from torch import nn
 
 from plaingpt.inference.cache import DecodeInCpp
-from plaingpt.inference.decoding_kernels import GROUP, MOST_ROWS, Layer
+from plaingpt.inference.decoding_kernels import GROUP, Layer
 from plaingpt.inference.quantized_weights import TiledMatrix
 
 BITS = {torch.float32: 32, torch.bfloat16: 16}
@@ -51,11 +53,12 @@ class DecodingBlock(nn.Module):
 
 
 class DecodingHead(nn.Module):
-    """The head of a GPT that is not quantised, for one row in C++."""
+    """The head of a GPT, which C++ computes for as many rows as most_rows."""
 
-    def __init__(self, linear):
+    def __init__(self, linear, most_rows):
         super().__init__()
         self.linear = linear
+        self.most_rows = most_rows
         self.layer = layer_of(linear)
 
     @property
@@ -64,7 +67,7 @@ class DecodingHead(nn.Module):
 
     def forward(self, x):
         """x: (…, C); returns (…, V)."""
-        if x.numel() > x.size(-1) or torch.compiler.is_compiling():
+        if x.numel() > self.most_rows * x.size(-1) or torch.compiler.is_compiling():
             return self.linear(x)
         return self.layer.run(x.float()).to(x.dtype)
 
@@ -89,12 +92,11 @@ def can_be_layer(linear):
 def decode_in_cpp(gpt, quantized):
     """Makes a GPT on the CPU decode in C++, in place, as far as that is possible.
 
-    quantized: whether its matrices are; if not, only a single row is faster than with torch's
-    kernels, and the head is wrapped as well."""
-    most_rows = MOST_ROWS if quantized else 1
+    quantized: whether its matrices are; if not, torch's kernels are faster with several rows."""
+    most_rows = math.inf if quantized else 1
     for i, block in enumerate(gpt.transformer.h):
         layers = (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
         if all(can_be_layer(layer) for layer in layers):
             gpt.transformer.h[i] = DecodingBlock(block, gpt.config, most_rows)
-    if not quantized and can_be_layer(gpt.lm_head):
-        gpt.lm_head = DecodingHead(gpt.lm_head)
+    if can_be_layer(gpt.lm_head):
+        gpt.lm_head = DecodingHead(gpt.lm_head, most_rows)

@@ -16,8 +16,7 @@ from plaingpt.system import native_code
 
 SOURCE = os.path.join(os.path.dirname(__file__), 'cpp', 'decoding.cpp')
 GROUP = 32      # numbers of an output that share a scale
-TILE = 4        # outputs of a quantised matrix that lie side by side
-MOST_ROWS = 128  # quantised: for more, torch's product with a matrix of floats is faster
+TILE = 16       # outputs of a quantised matrix that lie side by side
 
 # The numbers of cpp/layer.h.
 NORMS = {None: 0, 'layernorm': 1, 'rmsnorm': 2}

@@ -14,6 +14,7 @@ from plaingpt.inference import decoding_kernels
 from plaingpt.inference.decoding_block import decode_in_cpp
 from plaingpt.inference.decoding_kernels import GROUP
 from plaingpt.inference.quantized_weights import TiledMatrix, TorchMatrix, quantize_matrix
+from plaingpt.system import large_pages
 from plaingpt.system.devices import default_dtype, place
 from plaingpt.system.messages import UserError, counted, warn
 
@@ -44,6 +45,7 @@ def place_to_generate(gpt, device, dtype, kind='', rows_change=False):
         _quantize_for_cuda(gpt, kind)
     can_use_cpp = on_cpu and not rows_change and decoding_kernels.library() is not None
     if can_use_cpp and not kind:
+        large_pages.move(gpt.parameters())
         decode_in_cpp(gpt, quantized=False)
     return precision_name
 
@@ -110,6 +112,7 @@ def quantize_for_cpu(gpt, kind):
         if name == 'lm_head' and gpt.config.tied:
             gpt.transformer.wte = QuantizedEmbedding(matrix)
     if make_matrix is TiledMatrix:
+        large_pages.move(gpt.get_submodule(name).matrix.tiles for name in fitting)
         decode_in_cpp(gpt, quantized=True)
 
 

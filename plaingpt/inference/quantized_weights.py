@@ -12,14 +12,13 @@ int4's form is that of torch's own kernel (torch.ops.aten._weight_int4pack_mm_fo
 import torch
 from torch.nn import functional as F
 
-from plaingpt.inference.decoding_kernels import GROUP, MOST_ROWS, TILE, Layer, dequantise
-from plaingpt.system.cpu_kernels import onednn_beats_mkl, onednn_linear
-from plaingpt.system.devices import has_bfloat16_units
+from plaingpt.inference.decoding_kernels import GROUP, TILE, Layer, dequantise
 
 # The largest number of a group is an outlier more often than not. Cutting it off by one of these
 # factors may make the others more precise; the factor with the least squared error is taken.
 RANGES = (1.0, 0.94, 0.88, 0.82)
 OUTPUTS_AT_ONCE = 4096  # of a matrix, while it is quantised
+QUADS = GROUP // 4      # four inputs of an output lie together
 
 
 class Numbers:
@@ -98,15 +97,13 @@ def _without_zeros(scales):
 class TiledMatrix:
     """A quantised matrix in the order in which the C++ of decoding_kernels reads it.
 
-    tiles: uint8 (tiles, groups, bytes), as cpp/linear.h describes them."""
+    tiles: uint8 (tiles, bytes of a tile), as cpp/quantized.h describes them."""
 
     def __init__(self, matrix):
         """matrix: Numbers. The library of decoding_kernels must be there."""
         self.outputs, self.inputs = matrix.numbers.shape
         self.bits = 8 if matrix.zeros is None else 4
         self.tiles = _tiles_of(matrix)
-        self.uses_bfloat16 = has_bfloat16_units()
-        self.uses_onednn = onednn_beats_mkl()
 
     @property
     def bytes(self):
@@ -118,15 +115,7 @@ class TiledMatrix:
 
     def product(self, x, bias):
         """x (…, inputs) float32 times the transposed matrix, plus the bias or None."""
-        if x.numel() <= MOST_ROWS * self.inputs:
-            return self.layer(bias).run(x)
-        floats = self.floats()
-        if self.uses_bfloat16:  # as in C++
-            y = F.linear(x.bfloat16(), floats.bfloat16()).float()
-            return y if bias is None else y + bias
-        if self.uses_onednn:
-            return onednn_linear(x, floats, bias)
-        return F.linear(x, floats, bias)
+        return self.layer(bias).run(x)
 
     def floats(self):
         """The whole matrix, float32 (outputs, inputs)."""
@@ -140,23 +129,21 @@ class TiledMatrix:
 
 
 def _tiles_of(matrix):
-    """The tiles of Numbers, uint8 (tiles, groups, bytes of a group of all outputs of a tile)."""
+    """The tiles of Numbers, uint8 (tiles, bytes of a tile)."""
     outputs, inputs = matrix.numbers.shape
     missing = -outputs % TILE  # the last tile is filled up
     numbers = F.pad(matrix.numbers, (0, 0, 0, missing))
-    numbers = numbers.view(-1, TILE, inputs // GROUP, GROUP).transpose(1, 2)
+    numbers = numbers.view(-1, TILE, inputs // GROUP, QUADS, 4).permute(0, 2, 3, 1, 4)
     factors = [matrix.scales] if matrix.zeros is None else [matrix.scales, matrix.zeros]
     factors = F.pad(torch.stack(factors, dim=-1), (0, 0, 0, 0, 0, missing))
     factors = factors.view(-1, TILE, inputs // GROUP, factors.size(-1)).transpose(1, 2)
     if matrix.zeros is None:
-        packed = numbers.flatten(2).contiguous().view(torch.uint8)
+        packed = (numbers.short() + 128).to(torch.uint8)
     else:
-        # A word of 16 bits has the numbers of 4 outputs, the first of them in its lowest bits.
-        first, second, third, fourth = numbers.to(torch.uint8).unbind(2)  # (tiles, groups, GROUP)
-        lower, upper = first | second << 4, third | fourth << 4
-        packed = torch.stack([lower, upper], dim=-1).flatten(2)
-    factor_bytes = factors.flatten(2).contiguous().view(torch.uint8)
-    return torch.cat([factor_bytes, packed], dim=-1).contiguous()
+        lower, upper = numbers.to(torch.uint8).chunk(2, dim=2)  # halves of a group
+        packed = lower | upper << 4
+    factor_bytes = factors.flatten(1).contiguous().view(torch.uint8)
+    return torch.cat([factor_bytes, packed.flatten(1)], dim=1)
 
 
 class TorchMatrix:

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import torch
 
 from model import LOGITS_AT_ONCE
-from plaingpt.inference.decoding_kernels import MOST_ROWS
-from plaingpt.inference.quantization import QuantizedLinear
 from plaingpt.inference.row_sampling import choose_for_rows, finite_rows, logprobs_of
 from plaingpt.inference.slot_attention import Stretch
 from plaingpt.inference.slots import Slots, shared_beginning
@@ -39,7 +37,7 @@ class TextBatch:
     On a CPU in float32, a text is the same to the bit whatever is written or read beside it. Two
     things may still move a last bit: tokens of a prompt that another text has read already, in
     other pieces; and GELU, where the threads cannot share its numbers out in whole vectors, as 7
-    threads can't. With quantised weights, the prompts that are read beside it may, too."""
+    threads can't."""
 
     def __init__(self, gpt, tokenizer, max_rows, prefill_chunk, context_size):
         """The arguments as in scheduler.Engine."""
@@ -59,9 +57,6 @@ class TextBatch:
         self.rows_for_kernels = max(2, max_rows)
         self.packed = packed_weights(gpt, self.rows_for_kernels)
         self.fewest_rows = 2 if self.packed else 1
-        # More rows would be multiplied by a float copy of each matrix, which is made anew for each
-        # pass: that takes longer, and rounds otherwise.
-        self.singles_at_once = MOST_ROWS if is_quantized(gpt) else max_rows
 
     # ---- who takes part ----
 
@@ -118,8 +113,8 @@ class TextBatch:
         singles, pieces = self._parts()
         if singles or pieces:
             self.counts.steps += 1
-        for begin in range(0, len(singles), self.singles_at_once):
-            self._read(singles[begin:begin + self.singles_at_once])
+        if singles:
+            self._read(singles)
         if pieces:
             self._read(pieces)
 
@@ -275,11 +270,6 @@ class TextBatch:
         longest = max([draft for draft, _ in parts], key=lambda draft: len(draft.tokens))
         for draft in reading or growing or [longest]:
             self.end(draft, 'error')
-
-
-def is_quantized(gpt):
-    """Whether a GPT has matrices that quantize_for_cpu() has made."""
-    return any(isinstance(module, QuantizedLinear) for module in gpt.modules())
 
 
 def warn_of_memory(error):

@@ -119,30 +119,37 @@ def quantized_gpt(kind, **changes):
 @pytest.mark.parametrize('changes', [
     dict(), dict(position='rope', n_kv_head=2, norm='rmsnorm', bias=False, tied=False)])
 @pytest.mark.parametrize('kind', ['int8', 'int4'])
-def test_texts_of_quantised_weights_are_those_of_the_plain_engine(kind, changes):
+def test_logprobs_of_quantised_weights_are_those_of_a_single_pass(kind, changes):
+    # A last bit of an activation may move it to another whole number, so texts may differ.
     gpt = quantized_gpt(kind, **changes)
     engine = make_engine(gpt)
     receivers = []
     for request in REQUESTS:
         receivers.append(submit(engine, request.prompt, request.max_tokens, seed=request.seed,
-                                **vars(request.options))[0])
+                                top_logprobs=0, **vars(request.options))[0])
         engine.step()
     step_to_the_end(engine)
     for request, receiver in zip(REQUESTS, receivers, strict=True):
-        assert receiver.text == text_of_stream(gpt, request)
+        written = torch.tensor([found.id for found in receiver.logprobs])
+        logprobs = torch.tensor([found.logprob for found in receiver.logprobs])
+        ids = torch.cat([torch.tensor(request.prompt), written])[None]
+        logits, _ = gpt(ids[:, :-1], ids[:, 1:])
+        expected = F.log_softmax(logits, dim=-1).gather(2, ids[:, 1:, None]).flatten()
+        errors = (logprobs - expected[-len(logprobs):]).abs()
+        assert errors.mean() < 0.05
+        assert errors.max() < 0.5
 
 
 @quantized
 @pytest.mark.parametrize('kind', ['int8', 'int4'])
 def test_many_neighbours_do_not_change_a_bit_of_quantised_weights(kind, monkeypatch):
-    monkeypatch.setattr('plaingpt.inference.text_batch.MOST_ROWS', 8)
     gpt = quantized_gpt(kind)
     engine = make_engine(gpt, max_rows=20)
     prompts = [[row, *tiny_ids(row % 5, seed=row).tolist()] for row in range(20)]
     passes = passes_of(gpt, monkeypatch)
     together = [submit(engine, prompt, 12, top_logprobs=0)[0] for prompt in prompts]
     step_to_the_end(engine)
-    assert max(len(ids) for ids in passes) == 8
+    assert max(len(ids) for ids in passes) == 20
     for prompt, receiver in zip(prompts, together, strict=True):
         alone = write(make_engine(gpt), prompt, 12, top_logprobs=0)
         assert receiver.logprobs == alone.logprobs

@@ -68,8 +68,9 @@ def test_a_chat_is_the_same_whole_and_in_a_stream(client):
     assert last.usage.prompt_tokens == len(encode_chat_prompt(byte_tokenizer(), MESSAGES))
 
 
-COMPLETION_BODY = {'prompt': 'Hello', 'max_tokens': 4, 'logprobs': 2, 'n': 2}
-CHAT_BODY = {'messages': MESSAGES, 'max_tokens': 4, 'logprobs': True, 'top_logprobs': 2, 'n': 2}
+COMPLETION_BODY = {'prompt': 'Hello', 'max_tokens': 4, 'logprobs': 2, 'n': 2, 'seed': 5}
+CHAT_BODY = {'messages': MESSAGES, 'max_tokens': 4, 'logprobs': True, 'top_logprobs': 2, 'n': 2,
+             'seed': 5}
 
 
 @pytest.mark.parametrize('path, body, whole_class, chunk_class', [
@@ -94,7 +95,7 @@ def test_answers_are_of_the_types_of_the_client(server, path, body, whole_class,
         assert (chunk.id, chunk.created) == (events[0]['id'], events[0]['created'])
         ends += [(choice['index'], choice['finish_reason']) for choice in event['choices']
                  if choice['finish_reason'] is not None]
-    assert sorted(ends) == [(0, 'length'), (1, 'length')]
+    assert sorted(ends) == [(choice.index, choice.finish_reason) for choice in whole.choices]
     assert events[-1]['choices'] == []
 
 

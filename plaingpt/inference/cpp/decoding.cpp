@@ -1,7 +1,7 @@
 // Decoding on a CPU: the functions that decoding_kernels.py calls.
 #include "attention.h"
 #include "layer.h"
-#include "linear.h"
+#include "quantized.h"
 
 extern "C" {
 
@@ -13,9 +13,9 @@ void dequantise_rows(const uint8_t* tiles, int64_t bits, const int64_t* listed, 
                      int64_t count, int64_t inputs, int64_t threads) {
     const int64_t groups = inputs / GROUP;
     if (bits == 8) {
-        dequantise(Int8{tiles, groups}, listed, floats, count, inputs, threads);
+        dequantise(Int8{tiles, groups}, listed, floats, count, threads);
     } else {
-        dequantise(Int4{tiles, groups}, listed, floats, count, inputs, threads);
+        dequantise(Int4{tiles, groups}, listed, floats, count, threads);
     }
 }
 

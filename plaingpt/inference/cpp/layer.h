@@ -2,6 +2,7 @@
 #pragma once
 #include <vector>
 #include "linear.h"
+#include "quantized.h"
 
 // y = activation(norm(x) times the transposed weights, plus bias) + residual, for each row. All
 // numbers of inputs are multiples of GROUP. decoding_kernels.py has the same fields.
@@ -97,6 +98,25 @@ inline void activate(const Layer& layer, const float* row, float* y) {
 
 // ---- all of it ----
 
+// The product and the bias.
+inline void multiply(const Layer& layer, const float* x, float* y) {
+    const int64_t rows = layer.rows;
+    const int64_t inputs = layer.inputs;
+    const int64_t outputs = layer.outputs;
+    const auto plain = [&](const auto& weights) {
+        linear(weights, x, layer.bias, y, rows, layer.threads);
+    };
+    const auto quantized = [&](const auto& weights) {
+        quantized_linear(weights, x, layer.bias, y, rows, outputs, layer.threads);
+    };
+    switch (layer.bits) {
+        case 32: plain(Float32{(const float*)layer.weights, inputs, outputs}); break;
+        case 16: plain(BFloat16{(const uint16_t*)layer.weights, inputs, outputs}); break;
+        case 8: quantized(Int8{(const uint8_t*)layer.weights, inputs / GROUP}); break;
+        case 4: quantized(Int4{(const uint8_t*)layer.weights, inputs / GROUP}); break;
+    }
+}
+
 inline void run(const Layer& layer) {
     const float* x = layer.x;
     std::vector<float> normalised;
@@ -114,17 +134,7 @@ inline void run(const Layer& layer) {
         wide.resize(layer.rows * layer.outputs);
         y = wide.data();
     }
-    const int64_t inputs = layer.inputs;
-    const int64_t outputs = layer.outputs;
-    const auto multiply = [&](const auto& weights) {
-        linear(weights, x, layer.bias, y, layer.rows, inputs, outputs, layer.threads);
-    };
-    switch (layer.bits) {
-        case 32: multiply(Float32{(const float*)layer.weights, inputs, outputs}); break;
-        case 16: multiply(BFloat16{(const uint16_t*)layer.weights, inputs, outputs}); break;
-        case 8: multiply(Int8{(const uint8_t*)layer.weights, inputs / GROUP}); break;
-        case 4: multiply(Int4{(const uint8_t*)layer.weights, inputs / GROUP}); break;
-    }
+    multiply(layer, x, y);
 
     const int64_t width = layer.activation == SWIGLU ? layer.outputs / 2 : layer.outputs;
     if (layer.activation != NO_ACTIVATION) {

@@ -1,5 +1,6 @@
 // Vectors of floats, as wide as the CPU's registers, and what is computed with them.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -7,7 +8,8 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__)
+// Vectors of 512 bits pay where they have an instruction for products of bytes.
+#if defined(__AVX512VNNI__)
 constexpr int LANES = 16;
 #elif defined(__AVX2__)
 constexpr int LANES = 8;
@@ -26,6 +28,15 @@ inline int64_t round_up(int64_t number) {
     return (number + LANES - 1) / LANES * LANES;
 }
 
+// While the CPU multiplies, it foresees too little of what it reads next. With this distance, a
+// token of int4 takes 3.5 ms instead of 4.4.
+constexpr int64_t AHEAD_BYTES = 8192;
+
+// Begins to fetch so many bytes into the second of the CPU's caches.
+inline void fetch(const void* bytes, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64) __builtin_prefetch((const char*)bytes + i, 0, 2);
+}
+
 inline Vector load(const float* numbers) {
     Vector result;
     memcpy(&result, numbers, sizeof result);
@@ -37,7 +48,7 @@ inline void store(float* numbers, Vector vector) {
 }
 
 inline float sum(Vector vector) {
-#if defined(__AVX512F__)
+#if defined(__AVX512VNNI__)
     return _mm512_reduce_add_ps((__m512)vector);
 #else
     for (int half = LANES / 2; half > 0; half /= 2) {
@@ -47,28 +58,9 @@ inline float sum(Vector vector) {
 #endif
 }
 
-#if defined(__AVX512F__)
-const Vector EACH_NIBBLE = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
-#endif
-
-// GCC converts small integers to floats one by one, unless it is told the instructions.
-
-inline Vector from_int8s(const int8_t* numbers) {
-#if defined(__AVX512F__)
-    __m128i bytes = _mm_loadu_si128((const __m128i*)numbers);
-    return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-#elif defined(__AVX2__)
-    __m128i bytes = _mm_loadl_epi64((const __m128i*)numbers);
-    return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-#else
-    Vector result;
-    for (int lane = 0; lane < LANES; lane++) result[lane] = numbers[lane];
-    return result;
-#endif
-}
-
+// GCC converts words of 16 bits one by one, unless it is told the instructions.
 inline Vector from_bfloat16s(const uint16_t* numbers) {
-#if defined(__AVX512F__)
+#if defined(__AVX512VNNI__)
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)numbers));
     return (Vector)_mm512_slli_epi32(wide, 16);
 #elif defined(__AVX2__)
@@ -81,21 +73,26 @@ inline Vector from_bfloat16s(const uint16_t* numbers) {
 #endif
 }
 
-// The 4 bits of each word from `shift` on, minus 8, times scale, plus zero.
-inline Vector from_nibbles(const uint16_t* words, int shift, Vector scale, Vector zero) {
-#if defined(__AVX512F__)
-    // The instruction that looks numbers up in a table of 16 reads no more than the last 4 bits.
-    const Vector table = EACH_NIBBLE * scale + zero;
-    __m512i places = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)words));
-    return (Vector)_mm512_permutexvar_ps(_mm512_srli_epi32(places, shift), (__m512)table);
+// To the nearest whole number, the even one of two.
+inline Numbers round(Vector numbers) {
+#if defined(__AVX512VNNI__)
+    return (Numbers)_mm512_cvtps_epi32((__m512)numbers);
 #elif defined(__AVX2__)
-    __m256i numbers = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)words));
-    numbers = _mm256_and_si256(_mm256_srli_epi32(numbers, shift), _mm256_set1_epi32(15));
-    return (Vector)_mm256_cvtepi32_ps(numbers) * scale + (zero - 8 * scale);
+    return (Numbers)_mm256_cvtps_epi32((__m256)numbers);
 #else
-    Vector result;
-    for (int lane = 0; lane < LANES; lane++) result[lane] = float((words[lane] >> shift) & 15) - 8;
-    return result * scale + zero;
+    Numbers result;
+    for (int lane = 0; lane < LANES; lane++) result[lane] = int32_t(std::nearbyint(numbers[lane]));
+    return result;
+#endif
+}
+
+inline int32_t largest(Numbers numbers) {
+#if defined(__AVX512VNNI__)
+    return _mm512_reduce_max_epi32((__m512i)numbers);
+#else
+    int32_t result = numbers[0];
+    for (int lane = 1; lane < LANES; lane++) result = std::max(result, numbers[lane]);
+    return result;
 #endif
 }
 
@@ -127,15 +124,6 @@ struct FloatMath {
     static Vector add_products(Vector sum, const Group& a, const Group& b) {
         for (int v = 0; v < VECTORS; v++) sum += a.vectors[v] * b.vectors[v];
         return sum;
-    }
-
-    // As from_nibbles(), of GROUP words.
-    static Group group_from_nibbles(const uint16_t* words, int shift, Vector scale, Vector zero) {
-        Group group;
-        for (int v = 0; v < VECTORS; v++) {
-            group.vectors[v] = from_nibbles(words + v * LANES, shift, scale, zero);
-        }
-        return group;
     }
 
     static Group load_weights(const float* numbers) {
@@ -170,14 +158,6 @@ struct BFloat16Math {
 
     static Vector add_products(Vector sum, Group a, Group b) {
         return (Vector)_mm512_dpbf16_ps((__m512)sum, a, b);
-    }
-
-    static Group group_from_nibbles(const uint16_t* words, int shift, Vector scale, Vector zero) {
-        // This instruction reads 5 bits, so the table stands there twice.
-        __m256bh table = _mm512_cvtneps_pbh((__m512)(EACH_NIBBLE * scale + zero));
-        __m512i twice = _mm512_broadcast_i64x4((__m256i)table);
-        __m512i places = _mm512_srli_epi16(_mm512_loadu_si512(words), shift);
-        return (Group)_mm512_permutexvar_epi16(places, twice);
     }
 
     static Group load_weights(const uint16_t* numbers) {
