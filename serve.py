@@ -101,7 +101,8 @@ torch_device = check_device(device)
 set_up_math(seed, torch_device)
 trained = open_named(config, given)
 tokenizer = trained.load_tokenizer()
-precision_name = place_to_generate(trained.gpt, torch_device, dtype, quantize, rows_change=True)
+precision_name = place_to_generate(trained.gpt, torch_device, dtype, quantize,
+                                   changing_rows=max_rows)
 if quantize:
     precision_name = f'{quantize} weights, {precision_name}'
 with explained(InvalidArguments):

@@ -1,8 +1,6 @@
 """
 The blocks and the head of a GPT on a CPU, where they decode with a few calls of C++.
 """
-import math
-
 import torch
 from torch import nn
 
@@ -17,7 +15,7 @@ class DecodingBlock(nn.Module):
     """A Block as model.py has it. While texts are written, its four linear layers also compute the
     norms, the activation and the sums around them.
 
-    Wherever more positions are read, or more rows than most_rows, it is the Block itself."""
+    Where prompts are read, or more rows than most_rows, it is the Block itself."""
 
     def __init__(self, block, config, most_rows):
         super().__init__()
@@ -37,13 +35,12 @@ class DecodingBlock(nn.Module):
 
     def forward(self, x, angles=None, mask=None, cache=None):
         """The arguments as those of the Block."""
-        decodes = cache is not None and cache.decoding and not torch.compiler.is_compiling()
-        if not decodes or x.size(1) > 1 or x.size(0) > self.most_rows:
+        if not isinstance(cache, DecodeInCpp) or x.size(0) > self.most_rows:
             return self.block(x, angles, mask, cache)
         dtype = x.dtype
         x = x.float()
         qkv = self.make_qkv.run(x)
-        if self.heads_are_ready and isinstance(cache, DecodeInCpp):
+        if self.heads_are_ready:
             y = cache.attention_together(qkv, self.config)
         else:
             y = self.block.attn.attend(qkv, angles, mask, cache)
@@ -89,14 +86,19 @@ def can_be_layer(linear):
     return fits and linear.weight.dtype in BITS
 
 
-def decode_in_cpp(gpt, quantized):
-    """Makes a GPT on the CPU decode in C++, in place, as far as that is possible.
-
-    quantized: whether its matrices are; if not, torch's kernels are faster with several rows."""
-    most_rows = math.inf if quantized else 1
+def decode_in_cpp(gpt, most_rows):
+    """Makes a GPT on the CPU decode up to so many rows in C++, in place, as far as possible."""
     for i, block in enumerate(gpt.transformer.h):
         layers = (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
         if all(can_be_layer(layer) for layer in layers):
             gpt.transformer.h[i] = DecodingBlock(block, gpt.config, most_rows)
     if can_be_layer(gpt.lm_head):
         gpt.lm_head = DecodingHead(gpt.lm_head, most_rows)
+
+
+def decodes_in_cpp(gpt, rows):
+    """Whether C++ computes all linear layers of a GPT, where it decodes so many rows."""
+    for layer in (*gpt.transformer.h, gpt.lm_head):
+        if not isinstance(layer, DecodingBlock | DecodingHead) or rows > layer.most_rows:
+            return False
+    return True

@@ -5,6 +5,7 @@ These have 8 or 4 bits a number, and activations stay floats. On a CPU, quantize
 them; on a GPU, the package torchao.
 """
 import importlib.util
+import math
 
 import torch
 from torch import nn
@@ -20,14 +21,18 @@ from plaingpt.system.messages import UserError, counted, warn
 
 # What the activations are in, beside quantised matrices.
 PRECISION_OF_DEVICE = {'cpu': 'float32', 'cuda': 'bfloat16'}
+# For more rows of matrices that are not quantised, oneDNN is as fast as C++ of our own.
+MOST_ROWS = 16
+# A batch that texts join and leave has fewer rows most of the time.
+MOST_CHANGING_ROWS = 32
 
 
-def place_to_generate(gpt, device, dtype, kind='', rows_change=False):
+def place_to_generate(gpt, device, dtype, kind='', changing_rows=0):
     """Gets a GPT ready to generate on a torch.device; returns the name of its precision.
 
     dtype: the config key, 'auto' or a name. kind: 'int8' or 'int4' for quantised matrices, or ''.
-    rows_change: whether texts join and leave a batch, so that a row must be computed alone as among
-    others; C++ computes single rows of matrices that are not quantised.
+    changing_rows: most rows of a batch that texts join and leave, where a row must be computed
+    alone as among others; 0: the number of rows stays.
     The gpt, in float32 on the CPU, is changed in place. UserError if it can't be quantised so."""
     if kind:
         check(device, dtype, kind)
@@ -43,10 +48,11 @@ def place_to_generate(gpt, device, dtype, kind='', rows_change=False):
     place(gpt, device, getattr(torch, precision_name)).eval()
     if kind and not on_cpu:
         _quantize_for_cuda(gpt, kind)
-    can_use_cpp = on_cpu and not rows_change and decoding_kernels.library() is not None
-    if can_use_cpp and not kind:
+    if on_cpu and not kind and decoding_kernels.library() is not None:
         large_pages.move(gpt.parameters())
-        decode_in_cpp(gpt, quantized=False)
+        # Where rows come and go, all numbers of them are computed by the same code.
+        if changing_rows <= MOST_CHANGING_ROWS:
+            decode_in_cpp(gpt, max(MOST_ROWS, changing_rows))
     return precision_name
 
 
@@ -113,7 +119,7 @@ def quantize_for_cpu(gpt, kind):
             gpt.transformer.wte = QuantizedEmbedding(matrix)
     if make_matrix is TiledMatrix:
         large_pages.move(gpt.get_submodule(name).matrix.tiles for name in fitting)
-        decode_in_cpp(gpt, quantized=True)
+        decode_in_cpp(gpt, math.inf)
 
 
 def _linear_layers(gpt):

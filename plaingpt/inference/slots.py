@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from plaingpt.inference.slot_attention import slot_decodes, slot_prefills
+from plaingpt.system import large_pages
 from plaingpt.system.messages import sentence_for, warn
 
 SMALLEST_ROOM = 256  # positions of a slot, before texts need more
@@ -148,7 +149,8 @@ class Slots:
             for layer, tensor in enumerate(tensors):
                 old_slots, old_room, *rest = tensor.shape
                 if old_slots < slots or old_room < room:
-                    larger = tensor.new_zeros(max(old_slots, slots), max(old_room, room), *rest)
+                    shape = (max(old_slots, slots), max(old_room, room), *rest)
+                    larger = large_pages.zeros(shape, tensor.dtype, tensor.device)
                     larger[:old_slots, :old_room] = tensor
                     tensors[layer] = larger
 

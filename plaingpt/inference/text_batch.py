@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from model import LOGITS_AT_ONCE
+from plaingpt.inference.decoding_block import decodes_in_cpp
 from plaingpt.inference.row_sampling import choose_for_rows, finite_rows, logprobs_of
 from plaingpt.inference.slot_attention import Stretch
 from plaingpt.inference.slots import Slots, shared_beginning
@@ -56,7 +57,8 @@ class TextBatch:
         # own order of the weights, give a row the same bits whatever the number of rows.
         self.rows_for_kernels = max(2, max_rows)
         self.packed = packed_weights(gpt, self.rows_for_kernels)
-        self.fewest_rows = 2 if self.packed else 1
+        in_cpp = decodes_in_cpp(gpt, max_rows)  # it computes single rows as it does others
+        self.fewest_rows = 2 if self.packed and not in_cpp else 1
 
     # ---- who takes part ----
 

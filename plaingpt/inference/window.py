@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from model import round_up
 from plaingpt.inference import graphs
 from plaingpt.inference.cache import KVCache, has_cpp_attention
+from plaingpt.inference.decoding_block import decodes_in_cpp
 from plaingpt.system.cpu_kernels import CpuKernels
 from plaingpt.system.cuda_kernels import without_cudnn_attention
 
@@ -127,7 +128,9 @@ class Window:
         else:
             caches = self.cache.decode(self.positions, visible, hides_some)
         if self.packed is None:
-            self.packed = packed_weights(self.model, len(self.tokens))
+            self.packed = {}
+            if not decodes_in_cpp(self.model, len(self.tokens)):
+                self.packed = packed_weights(self.model, len(self.tokens))
         with kernels_for_decoding(self.model, self.tokens.device, len(self.tokens), self.packed):
             logits, _ = self.model(self.last_tokens(), positions=self.positions, caches=caches)
         return logits[:, -1]

@@ -84,10 +84,13 @@ def test_it_computes_what_the_block_does(architecture, kind, rows):
     assert torch.allclose(logits, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_a_row_does_not_depend_on_its_neighbours():
-    gpt = lively('int4', mlp='swiglu')
-    together = logits_of_one_position(gpt, MANY)
-    assert torch.equal(logits_of_one_position(gpt, 3), together[:3])
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_row_does_not_depend_on_its_neighbours(kind):
+    gpt = lively(kind, mlp='swiglu')
+    many = MANY if kind in ('int8', 'int4') else 16
+    together = logits_of_one_position(gpt, many)
+    for rows in (1, 2, 3, 7, 11, 13, 15):
+        assert torch.equal(logits_of_one_position(gpt, rows), together[:rows])
 
 
 def test_it_is_used_to_decode_and_the_block_for_all_else(runs):
@@ -106,13 +109,13 @@ def test_a_block_with_a_layer_that_is_not_quantised_stays():
 
 
 @pytest.mark.parametrize('kind', ['float32', 'bfloat16'])
-def test_a_single_text_without_quantisation_is_that_of_torch(kind):
+def test_texts_without_quantisation_are_those_of_torch(kind):
     changes = dict(n_embd=64, vocab_size=65, position='rope', mlp='swiglu', tied=False)
     gpt = tiny_gpt(**changes)
     place_to_generate(gpt, CPU, kind)
     assert isinstance(gpt.lm_head, DecodingHead)
     plain = tiny_gpt(**changes)
-    place_to_generate(plain, CPU, kind, rows_change=True)
+    place_to_generate(plain, CPU, kind, changing_rows=100)
     assert not isinstance(plain.transformer.h[0], DecodingBlock)
     prompt = tiny_ids(1, 5, vocab_size=65)
     length = 30 if kind == 'float32' else 1
@@ -121,10 +124,13 @@ def test_a_single_text_without_quantisation_is_that_of_torch(kind):
         assert torch.equal(text, plain.generate(prompt, length, **options))
 
 
-def test_several_rows_without_quantisation_are_computed_by_torch(runs):
-    gpt = lively('float32')
-    gpt.generate(tiny_ids(2, 4, vocab_size=65), 5)
+@pytest.mark.parametrize('kind', ['float32', 'bfloat16'])
+def test_many_rows_without_quantisation_are_computed_by_torch(kind, runs):
+    gpt = lively(kind)
+    gpt.generate(tiny_ids(17, 4, vocab_size=65), 5)
     assert runs == []
+    gpt.generate(tiny_ids(16, 4, vocab_size=65), 5)
+    assert set(runs) >= {gpt.lm_head.layer, gpt.transformer.h[0].make_qkv}
 
 
 def test_a_compiled_model_uses_torch(runs):

@@ -7,6 +7,7 @@ from conftest import tiny_gpt
 
 from plaingpt.inference import slots as slots_module
 from plaingpt.inference.slots import Slots, bytes_at_most, shared_beginning
+from plaingpt.system import large_pages
 
 CONFIG = tiny_gpt().config
 CPU = torch.device('cpu')
@@ -124,20 +125,20 @@ def test_memory_grows_with_texts_and_keeps_what_it_holds(monkeypatch):
 @pytest.fixture
 def memory_is_short(monkeypatch):
     """A context in which so many tensors can be made, and then no more."""
-    new_zeros = torch.Tensor.new_zeros
+    zeros = large_pages.zeros
 
     @contextlib.contextmanager
     def after(tensors):
         made = []
 
-        def limited(tensor, *size):
+        def limited(shape, dtype, device):
             if len(made) == tensors:
                 raise torch.OutOfMemoryError
-            made.append(size)
-            return new_zeros(tensor, *size)
+            made.append(shape)
+            return zeros(shape, dtype, device)
 
         with monkeypatch.context() as patched:
-            patched.setattr(torch.Tensor, 'new_zeros', limited)
+            patched.setattr(large_pages, 'zeros', limited)
             yield
         assert len(made) == tensors
 

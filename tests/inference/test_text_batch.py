@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from plaingpt.inference import decoding_kernels, slot_attention
 from plaingpt.inference.quantization import place_to_generate
+from plaingpt.system import large_pages
 from plaingpt.system.cpu_kernels import has_onednn
 from plaingpt.system.devices import place
 
@@ -72,8 +73,11 @@ def test_neighbours_do_not_change_a_bit(changes, in_cpp, monkeypatch):
     if not in_cpp:
         monkeypatch.setattr(slot_attention, 'has_cpp_attention', lambda device: False)
     # Wide enough that oneDNN multiplies one row otherwise than two.
-    gpt = place(lively_gpt(block_size=64, n_embd=64, mlp_width=2048, **changes),
-                torch.device('cpu'), torch.float32)
+    gpt = lively_gpt(block_size=64, n_embd=64, mlp_width=2048, **changes)
+    if in_cpp:
+        place_to_generate(gpt, torch.device('cpu'), 'float32', changing_rows=8)
+    else:
+        place(gpt, torch.device('cpu'), torch.float32)
     prompts = []
     for row in range(8):
         prompts.append([row, *tiny_ids(3 * row, seed=row).tolist()])  # none begins like another
@@ -394,7 +398,7 @@ def test_memory_that_is_short_for_a_longer_cache_ends_what_needs_it(monkeypatch,
     def fail(*arguments):
         raise torch.OutOfMemoryError('CUDA out of memory')
 
-    monkeypatch.setattr(torch.Tensor, 'new_zeros', fail)
+    monkeypatch.setattr(large_pages, 'zeros', fail)
     step_to_the_end(engine)
     assert (long.finish_reason, long.new_tokens) == ('error', 7)
     assert (short.finish_reason, short.new_tokens) == ('length', 13)
@@ -424,11 +428,12 @@ def test_texts_wait_where_memory_is_too_short_for_more_of_them(monkeypatch, caps
     def fail(*arguments):
         raise torch.OutOfMemoryError('CUDA out of memory')
 
-    monkeypatch.setattr(torch.Tensor, 'new_zeros', fail)
     receivers += [submit(engine, [first, 1, 2], 5)[0] for first in range(2, 6)]
-    engine.step()
-    assert (engine.stats().active, engine.stats().waiting) == (2, 4)
-    step_to_the_end(engine)
+    with monkeypatch.context() as patched:
+        patched.setattr(large_pages, 'zeros', fail)
+        engine.step()
+        assert (engine.stats().active, engine.stats().waiting) == (2, 4)
+        step_to_the_end(engine)
     for first, receiver in enumerate(receivers):
         assert receiver.text == text_of_stream(gpt, ask([first, 1, 2], 5))
 

@@ -57,6 +57,7 @@ def test_a_kernel_without_large_pages(monkeypatch):
     copy = tensor.clone()
     large_pages.move([tensor])
     assert torch.equal(tensor, copy)
+    assert (large_pages.zeros((1000, 1000), torch.float32, torch.device('cpu')) == 0).all()
 
 
 def test_a_system_that_knows_none(monkeypatch):
@@ -65,3 +66,21 @@ def test_a_system_that_knows_none(monkeypatch):
     address = tensor.data_ptr()
     large_pages.move([tensor])
     assert tensor.data_ptr() == address
+
+
+@pytest.mark.parametrize('shape', [(0, 5), (3, 7), (2, 1000, 1001)])
+def test_zeros(shape):
+    found = large_pages.zeros(shape, torch.bfloat16, torch.device('cpu'))
+    assert torch.equal(found, torch.zeros(shape, dtype=torch.bfloat16))
+    found.fill_(1)
+    assert (found == 1).all()
+
+
+@needs_linux
+def test_many_zeros_lie_in_large_pages():
+    found = large_pages.zeros((1000, 1000), torch.float32, torch.device('cpu'))
+    assert found.data_ptr() % large_pages.PAGE == 0
+
+
+def test_zeros_of_another_device():
+    assert large_pages.zeros((1000, 1000), torch.float32, torch.device('meta')).is_meta

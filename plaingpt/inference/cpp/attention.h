@@ -5,14 +5,6 @@
 #include "thread_pool.h"
 #include "vectors.h"
 
-// The CPU does not foresee more than the next numbers, and positions lie far apart.
-constexpr int64_t AHEAD = 4;  // positions
-
-// Begins to fetch so many floats.
-inline void prefetch(const float* numbers, int64_t count) {
-    for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(numbers + i);
-}
-
 inline float dot(const float* a, const float* b, int64_t length) {
     Vector total = {};
     int64_t i = 0;
@@ -78,7 +70,7 @@ inline void attend_heads(const Attention& a, int64_t row, int64_t first, int64_t
     const int64_t count = position + 1;
     float* keys = a.keys + a.slots[row] * a.room * stride + first * a.size;
     float* values = a.values + a.slots[row] * a.room * stride + first * a.size;
-    const size_t bytes = (last - first) * a.size * sizeof(float);
+    const int64_t bytes = (last - first) * a.size * sizeof(float);
     memcpy(keys + position * stride, a.k + row * a.k_stride + first * a.size, bytes);
     memcpy(values + position * stride, a.v + row * a.v_stride + first * a.size, bytes);
 
@@ -89,21 +81,25 @@ inline void attend_heads(const Attention& a, int64_t row, int64_t first, int64_t
     const float scale = 1 / std::sqrt(float(a.size));
     const int64_t room = round_up(count);
     std::vector<float> scores(queries * room);
+    std::vector<int64_t> head_of(queries);  // of keys
+    for (int64_t i = 0; i < queries; i++) head_of[i] = i / shared_by;
+    const int64_t ahead = AHEAD_BYTES / bytes + 1;  // positions
     for (int64_t t = 0; t < count; t++) {
+        fetch(keys + (t + ahead) * stride, bytes);
         for (int64_t i = 0; i < queries; i++) {
-            const float* key = keys + t * stride + i / shared_by * a.size;
-            prefetch(key + AHEAD * stride, a.size);
+            const float* key = keys + t * stride + head_of[i] * a.size;
             float& score = scores[i * room + t];
             score = dot(q + i * a.size, key, a.size) * scale;
             if (a.slopes) score -= a.slopes[first_query + i] * float(position - t);
         }
     }
+    for (int64_t t = 0; t < ahead; t++) fetch(values + t * stride, bytes);
     for (int64_t i = 0; i < queries; i++) softmax(&scores[i * room], count);
     std::fill(y, y + queries * a.size, 0.0f);
     for (int64_t t = 0; t < count; t++) {
+        fetch(values + (t + ahead) * stride, bytes);
         for (int64_t i = 0; i < queries; i++) {
-            const float* value = values + t * stride + i / shared_by * a.size;
-            prefetch(value + AHEAD * stride, a.size);
+            const float* value = values + t * stride + head_of[i] * a.size;
             add_scaled(y + i * a.size, scores[i * room + t], value, a.size);
         }
     }

@@ -31,9 +31,8 @@ struct Plain {
 
     // Outputs beyond the last one are that one again.
     typename Math::Group read(int64_t output, int64_t group) const {
-        const Number* read = numbers + std::min(output, outputs - 1) * inputs + group * GROUP;
-        fetch((const char*)read + AHEAD_BYTES, GROUP * sizeof(Number));
-        return Math::load_weights(read);
+        const int64_t row = std::min(output, outputs - 1);
+        return Math::load_weights(numbers + row * inputs + group * GROUP);
     }
 };
 
@@ -57,7 +56,12 @@ inline void multiply(const Weights& weights, const Input<Weights>* x, const floa
 #pragma GCC unroll 16
         for (int row = 0; row < ROWS; row++) sums[o][row] = Vector{};
     }
+    // What comes after these outputs is fetched in the order in which it lies.
+    constexpr int64_t GROUP_BYTES = OUTPUTS * GROUP * sizeof(*weights.numbers);
+    const int64_t bytes = inputs / GROUP * GROUP_BYTES;
+    const char* next = (const char*)(weights.numbers + first * inputs) + std::max(bytes, AHEAD_BYTES);
     for (int64_t group = 0; group < inputs / GROUP; group++) {
+        fetch(next + group * GROUP_BYTES, GROUP_BYTES);
         typename Math::Group read[OUTPUTS];
 #pragma GCC unroll 16
         for (int o = 0; o < OUTPUTS; o++) read[o] = weights.read(first + o, group);

@@ -106,8 +106,8 @@ struct FloatMath {
     struct Group {
         Vector vectors[VECTORS];
     };
-    static constexpr int MOST_ROWS = 8;  // that are multiplied together
-    static constexpr int MOST_SUMS = LANES == 16 ? 16 : 8;  // half of the registers
+    static constexpr int MOST_ROWS = LANES == 16 ? 12 : 4;  // that are multiplied together
+    static constexpr int MOST_SUMS = LANES == 16 ? 24 : 8;
 
     static Group to_group(const Vector* floats) {
         Group group;
