@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from model import alibi_bias
 from plaingpt.inference import decoding_kernels
-from plaingpt.inference.decoding_kernels import Heads
 from plaingpt.system import large_pages
 
 
@@ -145,19 +144,8 @@ class DecodeInCpp:
 
     def attention(self, q, k, v):
         """As Decode.attention(), but k and v are those of the new position, (rows, nkv, 1, hs)."""
-        q, k, v = q.float(), k.float(), v.float()
-        return self._attend(Heads.apart(q, k, v))
-
-    def attention_together(self, qkv, config):
-        """The same for queries, keys and values in one tensor, float32 (rows, 1, …).
-
-        Returns (rows, 1, nh hs)."""
-        y = self._attend(Heads.together(qkv, config))
-        return y.view(len(qkv), 1, -1)
-
-    def _attend(self, heads):
-        return decoding_kernels.attention(heads, self.keys, self.values, self.slots, self.positions,
-                                          self.slopes)
+        return decoding_kernels.attention(q.float(), k.float(), v.float(), self.keys, self.values,
+                                          self.slots, self.positions, self.slopes)
 
 
 def has_cpp_attention(device):

@@ -5,25 +5,23 @@ import torch
 from torch import nn
 
 from plaingpt.inference.cache import DecodeInCpp
-from plaingpt.inference.decoding_kernels import GROUP, Layer
+from plaingpt.inference.decoding_kernels import GROUP, BlockOfLayers, Layer
 from plaingpt.inference.quantized_weights import TiledMatrix
 
 BITS = {torch.float32: 32, torch.bfloat16: 16}
 
 
 class DecodingBlock(nn.Module):
-    """A Block as model.py has it. While texts are written, its four linear layers also compute the
-    norms, the activation and the sums around them.
+    """A Block as model.py has it, whose four linear layers also compute the norms, the activation
+    and the sums around them. Where it decodes, attention joins them in one call.
 
-    Where prompts are read, or more rows than most_rows, it is the Block itself."""
+    Where prompts are read, or more rows than most_rows, it is the Block itself; with most_rows None
+    it never is."""
 
     def __init__(self, block, config, most_rows):
         super().__init__()
         self.block = block
-        self.config = config
         self.most_rows = most_rows
-        # Whether nothing happens to queries and keys before attention.
-        self.heads_are_ready = config.position != 'rope' and not config.qk_norm
         activation = config.mlp
         if config.mlp == 'gelu' and config.gelu == 'exact':
             activation = 'exact gelu'
@@ -32,25 +30,37 @@ class DecodingBlock(nn.Module):
         self.mix_heads = layer_of(attn.c_proj)
         self.widen = layer_of(mlp.c_fc, norm=block.ln_2, activation=activation)
         self.narrow = layer_of(mlp.c_proj)
+        self.whole = None
+        if config.position != 'rope' and not config.qk_norm:
+            self.whole = BlockOfLayers(self.make_qkv, self.mix_heads, self.widen, self.narrow,
+                                       config)
 
     def forward(self, x, angles=None, mask=None, cache=None):
         """The arguments as those of the Block."""
-        if not isinstance(cache, DecodeInCpp) or x.size(0) > self.most_rows:
+        decodes_in_cpp = isinstance(cache, DecodeInCpp)
+        if not self._takes(x, decodes_in_cpp):
             return self.block(x, angles, mask, cache)
         dtype = x.dtype
         x = x.float()
-        qkv = self.make_qkv.run(x)
-        if self.heads_are_ready:
-            y = cache.attention_together(qkv, self.config)
-        else:
-            y = self.block.attn.attend(qkv, angles, mask, cache)
+        if self.whole is not None and decodes_in_cpp:
+            return self.whole.run(x, cache.keys, cache.values, cache.slots, cache.positions,
+                                  cache.slopes).to(dtype)
+        y = self.block.attn.attend(self.make_qkv.run(x), angles, mask, cache)
         x = self.mix_heads.run(y, residual=x)
         y = self.widen.run(x)
         return self.narrow.run(y, residual=x).to(dtype)
 
+    def _takes(self, x, decodes_in_cpp):
+        """Whether this pass is computed here."""
+        if torch.compiler.is_compiling():
+            return False
+        if self.most_rows is None:
+            return True
+        return decodes_in_cpp and len(x) <= self.most_rows
+
 
 class DecodingHead(nn.Module):
-    """The head of a GPT, which C++ computes for as many rows as most_rows."""
+    """The head of a GPT, which C++ computes for as many rows as most_rows; None: for all."""
 
     def __init__(self, linear, most_rows):
         super().__init__()
@@ -64,7 +74,8 @@ class DecodingHead(nn.Module):
 
     def forward(self, x):
         """x: (…, C); returns (…, V)."""
-        if x.numel() > self.most_rows * x.size(-1) or torch.compiler.is_compiling():
+        too_many = self.most_rows is not None and x.numel() > self.most_rows * x.size(-1)
+        if too_many or torch.compiler.is_compiling():
             return self.linear(x)
         return self.layer.run(x.float()).to(x.dtype)
 
@@ -87,7 +98,9 @@ def can_be_layer(linear):
 
 
 def decode_in_cpp(gpt, most_rows):
-    """Makes a GPT on the CPU decode up to so many rows in C++, in place, as far as possible."""
+    """Makes a GPT on the CPU decode up to so many rows in C++, in place, as far as possible.
+
+    most_rows: None for quantised matrices, which C++ multiplies in any case."""
     for i, block in enumerate(gpt.transformer.h):
         layers = (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
         if all(can_be_layer(layer) for layer in layers):
@@ -99,6 +112,8 @@ def decode_in_cpp(gpt, most_rows):
 def decodes_in_cpp(gpt, rows):
     """Whether C++ computes all linear layers of a GPT, where it decodes so many rows."""
     for layer in (*gpt.transformer.h, gpt.lm_head):
-        if not isinstance(layer, DecodingBlock | DecodingHead) or rows > layer.most_rows:
+        if not isinstance(layer, DecodingBlock | DecodingHead):
+            return False
+        if layer.most_rows is not None and rows > layer.most_rows:
             return False
     return True

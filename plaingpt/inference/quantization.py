@@ -5,7 +5,6 @@ These have 8 or 4 bits a number, and activations stay floats. On a CPU, quantize
 them; on a GPU, the package torchao.
 """
 import importlib.util
-import math
 
 import torch
 from torch import nn
@@ -119,7 +118,7 @@ def quantize_for_cpu(gpt, kind):
             gpt.transformer.wte = QuantizedEmbedding(matrix)
     if make_matrix is TiledMatrix:
         large_pages.move(gpt.get_submodule(name).matrix.tiles for name in fitting)
-        decode_in_cpp(gpt, math.inf)
+        decode_in_cpp(gpt, None)
 
 
 def _linear_layers(gpt):

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from plaingpt.inference import graphs
+from plaingpt.inference.decoding_kernels import top_k
 
 LOWEST_TEMPERATURE = 1e-6  # dividing by less would overflow float32, so below it sampling is greedy
 
@@ -130,7 +131,7 @@ def choose(logits, options, numbers):
     # In order of likelihood top-k is a slice, which keeps exactly k ids even among ties, and top-p
     # a running sum.
     if keeps_k:
-        logits, candidates = logits.topk(options.top_k, dim=-1)
+        logits, candidates = likeliest(logits, options.top_k)
     probabilities = F.softmax(logits / options.temperature, dim=-1)
     if keeps_p and not keeps_k:
         probabilities, candidates = sort_for_top_p(probabilities, options.top_p)
@@ -152,6 +153,13 @@ def choose(logits, options, numbers):
     if candidates is None:
         return chosen
     return candidates.gather(1, chosen)
+
+
+def likeliest(logits, k):
+    """(logits, ids), each (rows, k), of the k likeliest tokens of each row, in this order."""
+    if graphs.are_used_on(logits.device):  # which can't call C++ of our own
+        return logits.topk(k, dim=-1)
+    return top_k(logits, k)
 
 
 def sort_for_top_p(probabilities, top_p):

@@ -5,7 +5,7 @@ from conftest import tiny_gpt, tiny_ids
 from plaingpt.inference import decoding_kernels
 from plaingpt.inference.cache import KVCache
 from plaingpt.inference.decoding_block import DecodingBlock, DecodingHead
-from plaingpt.inference.decoding_kernels import Layer
+from plaingpt.inference.decoding_kernels import BlockOfLayers, Layer
 from plaingpt.inference.quantization import place_to_generate
 
 pytestmark = pytest.mark.skipif(decoding_kernels.library() is None,
@@ -44,16 +44,21 @@ def lively(kind, **changes):
 
 @pytest.fixture
 def runs(monkeypatch):
-    """A list that grows by each Layer that runs."""
-    layers = []
-    run = Layer.run
+    """A list that grows by each Layer and each BlockOfLayers that runs."""
+    found = []
 
-    def spy(layer, *arguments, **options):
-        layers.append(layer)
-        return run(layer, *arguments, **options)
+    def spy_on(kind):
+        run = kind.run
 
-    monkeypatch.setattr(Layer, 'run', spy)
-    return layers
+        def spy(this, *arguments, **options):
+            found.append(this)
+            return run(this, *arguments, **options)
+
+        monkeypatch.setattr(kind, 'run', spy)
+
+    spy_on(Layer)
+    spy_on(BlockOfLayers)
+    return found
 
 
 def logits_of_one_position(gpt, rows):
@@ -93,14 +98,22 @@ def test_a_row_does_not_depend_on_its_neighbours(kind):
         assert torch.equal(logits_of_one_position(gpt, rows), together[:rows])
 
 
-def test_it_is_used_to_decode_and_the_block_for_all_else(runs):
+def test_quantised_blocks_read_prompts_too(runs):
     gpt = lively('int8')
     block = gpt.transformer.h[0]
-    fused = {block.make_qkv, block.mix_heads, block.widen, block.narrow}
     gpt(tiny_ids(1, 12, vocab_size=65))
-    assert not fused & set(runs)
+    assert {block.make_qkv, block.mix_heads, block.widen, block.narrow, gpt.lm_head.layer} <= set(
+        runs)
+    assert block.whole not in runs
     gpt.generate(tiny_ids(1, 4, vocab_size=65), 3)
-    assert fused <= set(runs)
+    assert block.whole in runs
+
+
+@pytest.mark.parametrize('kind', ['float32', 'bfloat16'])
+def test_torch_reads_prompts_without_quantisation(kind, runs):
+    gpt = lively(kind)
+    gpt(tiny_ids(2, 12, vocab_size=65))
+    assert set(runs) <= {gpt.lm_head.layer}
 
 
 def test_a_block_with_a_layer_that_is_not_quantised_stays():
@@ -130,7 +143,7 @@ def test_many_rows_without_quantisation_are_computed_by_torch(kind, runs):
     gpt.generate(tiny_ids(17, 4, vocab_size=65), 5)
     assert runs == []
     gpt.generate(tiny_ids(16, 4, vocab_size=65), 5)
-    assert set(runs) >= {gpt.lm_head.layer, gpt.transformer.h[0].make_qkv}
+    assert set(runs) >= {gpt.lm_head.layer, gpt.transformer.h[0].whole}
 
 
 def test_a_compiled_model_uses_torch(runs):

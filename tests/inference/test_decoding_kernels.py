@@ -8,15 +8,10 @@ from torch.nn import functional as F
 from model import alibi_bias
 from plaingpt.inference import cache, decoding_kernels
 from plaingpt.inference.cache import alibi_slopes
-from plaingpt.inference.decoding_kernels import Heads
+from plaingpt.inference.decoding_kernels import attention
 
 pytestmark = pytest.mark.skipif(decoding_kernels.library() is None,
                                 reason='the C++ cannot be compiled here')
-
-
-def attend(q, k, v, *cache):
-    """decoding_kernels.attention() of queries, keys and values in tensors of their own."""
-    return decoding_kernels.attention(Heads.apart(q, k, v), *cache)
 
 
 class Case:
@@ -47,7 +42,7 @@ class Case:
         return torch.cat(rows)
 
     def result(self, slopes=None):
-        return attend(self.q, self.k, self.v, self.keys, self.values, self.slots, self.positions,
+        return attention(self.q, self.k, self.v, self.keys, self.values, self.slots, self.positions,
                       slopes)
 
 
@@ -75,7 +70,7 @@ def test_strided_queries_and_keys():
     expected = case.result()
     together = torch.cat([case.q[:, :, 0], case.k[:, :, 0], case.v[:, :, 0]], dim=1)  # (3, 8, 8)
     q, k, v = together.split([4, 2, 2], dim=1)
-    again = attend(q[:, :, None], k[:, :, None], v[:, :, None], case.keys, case.values,
+    again = attention(q[:, :, None], k[:, :, None], v[:, :, None], case.keys, case.values,
                    case.slots, case.positions)
     assert torch.equal(again, expected)
 
@@ -85,7 +80,7 @@ def test_a_row_does_not_depend_on_its_neighbours():
     together = case.result()
     for row in range(3):
         part = slice(row, row + 1)
-        alone = attend(case.q[part], case.k[part], case.v[part], case.keys, case.values,
+        alone = attention(case.q[part], case.k[part], case.v[part], case.keys, case.values,
                        case.slots[part], case.positions[part])
         assert torch.equal(alone, together[part])
 
@@ -156,6 +151,52 @@ def test_attention_has_one_scale():
     keys = torch.zeros(1, 2, 1, size)
     values = torch.zeros(1, 2, 1, size)
     ones = torch.ones(1, 1, 1, size)
-    y = attend(ones, ones, ones, keys, values, torch.tensor([0]), torch.tensor([1]))
+    y = attention(ones, ones, ones, keys, values, torch.tensor([0]), torch.tensor([1]))
     weight = math.exp(math.sqrt(size)) / (1 + math.exp(math.sqrt(size)))
     assert torch.allclose(y, torch.full_like(y, weight))
+
+
+@pytest.mark.parametrize('rows, columns, k', [
+    (1, 1, 1), (3, 5, 5), (2, 64, 3), (2, 1000, 200), (3, 1037, 16), (2, 1037, 17), (1, 5000, 78),
+    (16, 5000, 79)])
+def test_the_largest_numbers(rows, columns, k):
+    numbers = torch.randn(rows, columns + 3)[:, :columns]  # rows lie further apart
+    largest, places = decoding_kernels.top_k(numbers, k)
+    expected = numbers.topk(k)
+    assert torch.equal(largest, expected.values)
+    assert torch.equal(places, expected.indices)
+
+
+def test_of_equal_numbers_the_first_are_the_largest():
+    numbers = torch.randint(0, 4, (5, 900)).float()
+    largest, places = decoding_kernels.top_k(numbers, 14)
+    expected, order = numbers.sort(descending=True, stable=True)
+    assert torch.equal(largest, expected[:, :14])
+    assert torch.equal(places, order[:, :14])
+
+
+def test_infinite_numbers_have_their_places():
+    numbers = torch.full((1, 300), -math.inf)
+    numbers[0, 7] = 1
+    numbers[0, 200] = math.inf
+    largest, places = decoding_kernels.top_k(numbers, 3)
+    assert largest.tolist() == [[math.inf, 1, -math.inf]]
+    assert places.tolist() == [[200, 7, 0]]
+
+
+@pytest.mark.parametrize('place', [0, 5, 70, 299])
+def test_numbers_without_an_order_are_those_of_torch(place):
+    numbers = torch.randn(2, 300)
+    numbers[1, place] = math.nan
+    largest, places = decoding_kernels.top_k(numbers, 3)
+    expected = numbers.topk(3)
+    assert torch.equal(places, expected.indices)
+    assert largest[1, 0].isnan()
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_the_largest_numbers_of_another_precision(dtype):
+    numbers = torch.arange(100, dtype=dtype)[None]
+    largest, places = decoding_kernels.top_k(numbers, 2)
+    assert largest.tolist() == [[99, 98]]
+    assert places.tolist() == [[99, 98]]

@@ -43,7 +43,7 @@ public:
     }
 
 private:
-    static constexpr auto SPINNING = std::chrono::microseconds(300);
+    static constexpr auto SPINNING = std::chrono::microseconds(100);
 
     // The number of the call in the upper half, and in the lower one how many of its tasks nobody
     // has taken yet. A thread that comes late finds another number, and takes nothing.
