@@ -139,43 +139,68 @@ def wait_until_ready(server):
 
 # ---- clients ----
 
-async def ask(server, prompt, tokens):
-    """Sends a request for a stream, reads the whole answer, and returns the Answer.
+class Reader(asyncio.Protocol):
+    """Keeps what a server answers until it closes the connection.
 
-    The client is written by hand, so that it takes little of the cores that the server needs."""
+    It takes little of the cores that the server needs: only what comes until the first text is
+    looked into, and the rest is kept for later."""
+
+    def __init__(self, begin):
+        """begin: the time.perf_counter() of the request."""
+        self.begin = begin
+        self.first = None  # seconds until the first text
+        self.content = bytearray()
+        self.ended = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data):
+        self.content += data
+        if self.first is None and any(has_text(event) for event in events_of(self.content)):
+            self.first = time.perf_counter() - self.begin
+
+    def connection_lost(self, error):
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+def events_of(content):
+    """The JSON of the events that are whole in an answer so far, a list."""
+    found = []
+    for line in content.split(b'\n')[:-1]:
+        if line.startswith(b'data: {'):
+            found.append(json.loads(line.removeprefix(b'data: ')))
+    return found
+
+
+def has_text(event):
+    choices = event.get('choices')
+    return bool(choices) and bool(choices[0]['text'])
+
+
+async def ask(server, prompt, tokens):
+    """Sends a request for a stream, reads the whole answer, and returns the Answer."""
     content = json.dumps(server.body(prompt, tokens)).encode()
     head = ('POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n'
             f'Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n')
     begin = time.perf_counter()
-    reader, writer = await asyncio.open_connection('127.0.0.1', server.port)
+    loop = asyncio.get_running_loop()
+    transport, reader = await loop.create_connection(lambda: Reader(begin), '127.0.0.1',
+                                                     server.port)
     try:
-        writer.write(head.encode() + content)
-        first, usage = await read_answer(server, reader)
+        transport.write(head.encode() + content)
+        await reader.ended
     finally:
-        writer.close()  # where the task has been cancelled, this ends the text too
-    return Answer(first - begin, usage['completion_tokens'])
-
-
-async def read_answer(server, reader):
-    """Reads a streamed answer: (time.perf_counter() at its first text, its usage, a dict)."""
-    status = await reader.readline()
+        transport.abort()  # where the task has been cancelled, this ends the text too
+    status, _, answer = reader.content.partition(b'\r\n')
     if b' 200 ' not in status:
-        rest = await reader.read()
-        raise UserError(f'{server.name} refuses a request: {rest[-500:]!r}')
-    first = None
+        raise UserError(f'{server.name} refuses a request: {reader.content[-500:]!r}')
     usage = None
-    async for line in reader:
-        if not line.startswith(b'data: {'):
-            continue  # headers, lengths of chunks, the end
-        event = json.loads(line.removeprefix(b'data: '))
+    for event in events_of(answer):
         if 'error' in event:
             raise UserError(f'{server.name} has failed: {event["error"]}')
-        if first is None and event['choices'] and event['choices'][0]['text']:
-            first = time.perf_counter()
         usage = event.get('usage') or usage
-    if first is None or usage is None:
+    if reader.first is None or usage is None:
         raise UserError(f'{server.name} has ended an answer without text or without its usage')
-    return first, usage
+    return Answer(reader.first, usage['completion_tokens'])
 
 
 async def speed_of_streams(server, prompts, tokens):

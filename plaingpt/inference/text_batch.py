@@ -5,6 +5,7 @@ next token, and some of the prompts are read further.
 scheduler.py decides which texts take part; slots.py keeps their keys and values; drafts.py what is
 known of each text.
 """
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -184,6 +185,8 @@ class TextBatch:
             return self.gpt.logits(x)[:rows].float()
 
     def _kernels(self):
+        if self.device.type == 'cpu' and not self.packed:
+            return contextlib.nullcontext()  # of which each pass takes two
         return kernels_for_decoding(self.gpt, self.device, self.rows_for_kernels, self.packed)
 
     def _next_logits(self, parts, x):
@@ -198,7 +201,9 @@ class TextBatch:
                 complete.append(draft)
         if not complete:
             return None, []
-        return self._logits(x[last_rows]), complete
+        if len(last_rows) < len(x):
+            x = x[last_rows]
+        return self._logits(x), complete
 
     def _add_prompt_logprobs(self, parts, x):
         """Computes the log-probabilities of prompts, where they are asked for, as far as read."""

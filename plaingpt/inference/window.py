@@ -57,7 +57,10 @@ class Window:
             dtype = torch.float32
         self.rounds_lengths = graphs.are_used_on(device)
         room = cache_room(self.filled + max_new_tokens, context_size, device)
-        self.packed = None  # weights in another order, from the first decode() on
+        # From the first decode() on: whether C++ computes all layers, and else weights in another
+        # order.
+        self.layers_in_cpp = None
+        self.packed = None
         # With one position more, decoding always sees a slice. torch.compile would compile again
         # where it sees whole tensors, which it can't while a graph is recorded.
         self.cache = KVCache(model.config, len(self.sizes), room + 1, dtype, device)
@@ -127,13 +130,20 @@ class Window:
             caches = self.cache.decode_in_cpp(self.positions)
         else:
             caches = self.cache.decode(self.positions, visible, hides_some)
-        if self.packed is None:
-            self.packed = {}
-            if not decodes_in_cpp(self.model, len(self.tokens)):
-                self.packed = packed_weights(self.model, len(self.tokens))
-        with kernels_for_decoding(self.model, self.tokens.device, len(self.tokens), self.packed):
+        with self._kernels_for_decoding():
             logits, _ = self.model(self.last_tokens(), positions=self.positions, caches=caches)
         return logits[:, -1]
+
+    def _kernels_for_decoding(self):
+        """The context in which decode() computes."""
+        rows = len(self.tokens)
+        if self.layers_in_cpp is None:
+            self.layers_in_cpp = self.in_cpp and decodes_in_cpp(self.model, rows)
+        if self.layers_in_cpp:
+            return contextlib.nullcontext()
+        if self.packed is None:
+            self.packed = packed_weights(self.model, rows)
+        return kernels_for_decoding(self.model, self.tokens.device, rows, self.packed)
 
     def _read_prompts(self):
         """Reads each prompt once, for all its samples."""

@@ -3,6 +3,7 @@ The server as an ASGI application: its addresses, and the way of a request from 
 """
 import asyncio
 import base64
+import functools
 import hashlib
 import re
 import time
@@ -18,6 +19,7 @@ from starlette.routing import Route
 from plaingpt.serving.answers import Answer, ChatShape, CompletionShape
 from plaingpt.serving.api_errors import ApiError, internal, no_model, shutting_down
 from plaingpt.serving.guard import Guard
+from plaingpt.serving.mailbox import Mailbox
 from plaingpt.serving.prometheus import CONTENT_TYPE, ServerFigures
 from plaingpt.serving.request_bodies import read_chat, read_completion
 from plaingpt.serving.responses import (KEEP_ALIVE, EventStream, JsonResponse, error_response,
@@ -133,7 +135,7 @@ class Api:
         parameters, wanted = await asyncio.to_thread(prepare)
         answer = Answer(shape, self.settings.model_name, self.tokenizer, wanted,
                         parameters.includes_usage)
-        texts = RunningTexts(self.engine, wanted)
+        texts = RunningTexts(self.engine, wanted, self._mailbox)
         pieces = self._pieces(texts, began)
         if parameters.streams:
             return EventStream(self._events(pieces, answer), texts.cancel,
@@ -145,6 +147,11 @@ class Api:
         finally:
             texts.cancel()
         return JsonResponse(answer.whole())
+
+    @functools.cached_property
+    def _mailbox(self):
+        """The Mailbox of the server's loop, in which this is called."""
+        return Mailbox(asyncio.get_running_loop())
 
     def _no_response(self):
         """What a client gets that has hung up."""

@@ -18,9 +18,10 @@ class RunningTexts:
 
     ApiError if the engine takes no more; then none of them runs."""
 
-    def __init__(self, engine, wanted):
+    def __init__(self, engine, wanted, mailbox):
+        """mailbox: a Mailbox of the loop that is running."""
         self.engine = engine
-        self.loop = asyncio.get_running_loop()
+        self.mailbox = mailbox
         self.pieces = asyncio.Queue()
         self.unfinished = len(wanted)
         self.tickets = []
@@ -41,7 +42,7 @@ class RunningTexts:
     def _deliver(self, number, piece):
         """Takes a piece, in the thread of the engine."""
         if not self.is_over:  # else nobody listens, and the loop may have ended
-            self.loop.call_soon_threadsafe(self._put, number, piece)
+            self.mailbox.put(self._put, number, piece)
 
     def _put(self, number, piece):
         if self.is_over:
