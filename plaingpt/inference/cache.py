@@ -24,12 +24,14 @@ class KVCache:
     def __init__(self, config, rows, positions, dtype, device):
         """config: the model's GPTConfig; rows, positions: how many the cache has room for."""
         self.config = config
+        shape = (rows, positions, config.n_kv_head, config.head_size)
         # Positions that are not written yet hold zeros: a mask hides them, but the attention
         # weight 0 times a NaN would still be NaN.
-        shape = (2, config.n_layer, rows, positions, config.n_kv_head, config.head_size)
-        cache = large_pages.zeros(shape, dtype, device)
-        self.keys = [cache[0, layer] for layer in range(config.n_layer)]
-        self.values = [cache[1, layer] for layer in range(config.n_layer)]
+        self.keys = []
+        self.values = []
+        for _ in range(config.n_layer):
+            self.keys.append(large_pages.zeros(shape, dtype, device))
+            self.values.append(large_pages.zeros(shape, dtype, device))
         self.rows = torch.arange(rows, device=device)[:, None]  # (rows, 1)
 
     def prefill(self, rows, positions):

@@ -16,13 +16,14 @@ constexpr int QUADS = GROUP / 4;  // four numbers of one byte fill a lane
 
 struct RoundedGroup {
     int8_t numbers[GROUP];  // -127 to 127
-    int32_t sum;            // of the numbers
+    int32_t offset;         // what multiply_group() begins with
     float scale;            // of an input: its number times this
     float scaled_sum;       // of all inputs
     float unused;           // so that groups lie at multiples of 16 bytes
 };
 
 // The scale of numbers that are not all finite is not finite either.
+template <int middle>
 inline void round_group(const float* x, RoundedGroup& group) {
     // Without their signs, floats are in the order of their bits, and NaN comes last.
     Numbers highest = {};
@@ -35,15 +36,16 @@ inline void round_group(const float* x, RoundedGroup& group) {
     memcpy(&size, &bits, sizeof size);
     group.scale = size / 127;
     const float factor = group.scale > 0 ? 1 / group.scale : 0.0f;
-    group.sum = 0;
+    int32_t sum = 0;
     for (int i = 0; i < GROUP; i += LANES) {
         const Numbers rounded = round(load(x + i) * factor);
         for (int lane = 0; lane < LANES; lane++) {
             group.numbers[i + lane] = int8_t(rounded[lane]);
-            group.sum += rounded[lane];
+            sum += rounded[lane];
         }
     }
-    group.scaled_sum = group.scale * float(group.sum);
+    group.offset = -middle * sum;
+    group.scaled_sum = group.scale * float(sum);
 }
 
 // ---- products of bytes ----
@@ -70,7 +72,7 @@ inline Bytes repeat(const int8_t* numbers) {
 
 template <int middle>
 inline Numbers multiply_group(const Bytes* weights, const RoundedGroup& x) {
-    Numbers sums = Numbers{} - middle * x.sum;
+    Numbers sums = Numbers{} + x.offset;
 #pragma GCC unroll 8
     for (int i = 0; i < QUADS; i++) {
         const Bytes numbers = repeat(x.numbers + 4 * i);
@@ -98,7 +100,7 @@ inline Numbers multiply_group(const Bytes* weights, const RoundedGroup& x) {
             const __m256i numbers = (__m256i)repeat(x.numbers + 4 * i);
             sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16((__m256i)weights[i], numbers));
         }
-        return (Numbers)_mm256_madd_epi16(sums, ones) - middle * x.sum;
+        return (Numbers)_mm256_madd_epi16(sums, ones) + x.offset;
     } else {
         __m256i sums = _mm256_setzero_si256();
 #pragma GCC unroll 8
@@ -250,7 +252,7 @@ void quantized_linear(const Weights& weights, const float* x, const float* bias,
         each_of(count, threads, [&](int64_t row) {
             for (int64_t i = 0; i < groups; i++) {
                 const float* group = x + ((begin + row) * groups + i) * GROUP;
-                round_group(group, rounded[row * groups + i]);
+                round_group<Weights::MIDDLE>(group, rounded[row * groups + i]);
             }
         });
         each_of(tiles, threads, [&](int64_t tile) {
