@@ -71,7 +71,7 @@ def compiler():
 
 def flags():
     """The compiler's flags: for the instructions that torch may use on this CPU, no more."""
-    chosen = ['-O3', '-shared', '-fPIC', '-pthread', '-std=c++17']
+    chosen = ['-O3', '-ffp-contract=off', '-shared', '-fPIC', '-pthread', '-std=c++17']
     if platform.machine() in ('x86_64', 'AMD64'):
         chosen.append('-march=native')
         if instruction_set() != 'AVX512':

@@ -8,7 +8,7 @@
 inline float dot(const float* a, const float* b, int64_t length) {
     Vector total = {};
     int64_t i = 0;
-    for (; i + LANES <= length; i += LANES) total += load(a + i) * load(b + i);
+    for (; i + LANES <= length; i += LANES) total = multiply_add(load(a + i), load(b + i), total);
     float result = sum(total);
     for (; i < length; i++) result += a[i] * b[i];
     return result;
@@ -18,7 +18,7 @@ inline float dot(const float* a, const float* b, int64_t length) {
 inline void add_scaled(float* total, float weight, const float* numbers, int64_t length) {
     int64_t i = 0;
     for (; i + LANES <= length; i += LANES) {
-        store(total + i, load(total + i) + weight * load(numbers + i));
+        store(total + i, multiply_add(load(numbers + i), Vector{} + weight, load(total + i)));
     }
     for (; i < length; i++) total[i] += weight * numbers[i];
 }

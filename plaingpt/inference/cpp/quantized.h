@@ -221,8 +221,11 @@ void multiply_part(const Weights& weights, const RoundedGroup* x, const float* b
         for (int row = 0; row < ROWS; row++) {
             const RoundedGroup& group = x[row * groups + i];
             const Numbers products = multiply_group<Weights::MIDDLE>(quads, group);
-            sums[row] += __builtin_convertvector(products, Vector) * (factor.scale * group.scale);
-            if (Weights::HAS_ZERO) sums[row] += factor.zero * group.scaled_sum;
+            sums[row] = multiply_add(__builtin_convertvector(products, Vector),
+                                     factor.scale * group.scale, sums[row]);
+            if (Weights::HAS_ZERO) {
+                sums[row] = multiply_add(factor.zero, Vector{} + group.scaled_sum, sums[row]);
+            }
         }
     }
     const int64_t first = tile * TILE + part * LANES;

@@ -47,6 +47,21 @@ inline void store(float* numbers, Vector vector) {
     memcpy(numbers, &vector, sizeof vector);
 }
 
+// a times b plus sum, rounded once where the CPU can. The compiler may not choose that: it does so for
+// some numbers of rows and not for others, and a row would depend on its neighbours.
+inline Vector multiply_add(Vector a, Vector b, Vector sum) {
+#if defined(__AVX512VNNI__)
+    return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#elif defined(__FP_FAST_FMAF)
+    for (int lane = 0; lane < LANES; lane++) sum[lane] = std::fma(a[lane], b[lane], sum[lane]);
+    return sum;
+#else
+    return a * b + sum;
+#endif
+}
+
 inline float sum(Vector vector) {
 #if defined(__AVX512VNNI__)
     return _mm512_reduce_add_ps((__m512)vector);
@@ -122,7 +137,7 @@ struct FloatMath {
     }
 
     static Vector add_products(Vector sum, const Group& a, const Group& b) {
-        for (int v = 0; v < VECTORS; v++) sum += a.vectors[v] * b.vectors[v];
+        for (int v = 0; v < VECTORS; v++) sum = multiply_add(a.vectors[v], b.vectors[v], sum);
         return sum;
     }
 
@@ -187,7 +202,7 @@ inline Vector exp(Vector x) {
     Vector result = Vector{} + 1.54035304e-4f;
     for (float factor : {1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f,
                          6.93147181e-1f, 1.0f}) {
-        result = result * rest + factor;
+        result = multiply_add(result, rest, Vector{} + factor);
     }
     return (Vector)((Numbers)result + (whole << 23));
 }
