@@ -1,5 +1,6 @@
 """
-Decoding on a CPU in C++: linear layers of a few rows, and attention to the cache.
+Decoding on a CPU in C++: linear layers of a few rows, attention to the cache, and a whole block of
+both in one call.
 
 The code is in cpp/, which says how it is fast. Torch's own operations take its place where it can't
 be compiled.

@@ -1,8 +1,8 @@
 """
 Getting a GPT ready to generate: its device, its precision and, if asked for, quantised matrices.
 
-These have 8 or 4 bits a number, and activations stay floats. On a CPU, quantized_weights.py has
-them; on a GPU, the package torchao.
+These have 8 or 4 bits a number. On a CPU, quantized_weights.py has them; on a GPU, the package
+torchao.
 """
 import importlib.util
 
@@ -18,7 +18,7 @@ from plaingpt.system import large_pages
 from plaingpt.system.devices import default_dtype, place
 from plaingpt.system.messages import UserError, counted, warn
 
-# What the activations are in, beside quantised matrices.
+# What all else is in, beside quantised matrices.
 PRECISION_OF_DEVICE = {'cpu': 'float32', 'cuda': 'bfloat16'}
 # For more rows of matrices that are not quantised, oneDNN is as fast as C++ of our own.
 MOST_ROWS = 16

@@ -7,7 +7,8 @@ smallest and the largest of the group. For a group there are bfloat16 factors:
     int8: weight = number * scale                   number -127 to 127;  8.5 bits a weight
     int4: weight = (number - 8) * scale + zero      number 0 to 15;      5 bits a weight
 
-int4's form is that of torch's own kernel (torch.ops.aten._weight_int4pack_mm_for_cpu).
+int4's form is that of torch's own kernel (torch.ops.aten._weight_int4pack_mm_for_cpu). C++ rounds
+the inputs of a product as well, to 8 bits in groups of 32, so that it multiplies whole numbers.
 """
 import torch
 from torch.nn import functional as F
