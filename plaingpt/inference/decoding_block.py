@@ -80,6 +80,28 @@ class DecodingHead(nn.Module):
         return self.layer.run(x.float()).to(x.dtype)
 
 
+class DecodingNorm(nn.Module):
+    """The last norm of a GPT in C++, for any number of rows.
+
+    Torch shares out even a single row among the threads of OpenMP. These then go on waiting for
+    work for a while, on the cores that those of C++ need."""
+
+    def __init__(self, norm, channels):
+        super().__init__()
+        self.norm = norm
+        self.layer = Layer(None, 0, channels, channels, norm=norm)
+
+    @property
+    def weight(self):
+        return self.norm.weight
+
+    def forward(self, x):
+        """x: (…, C); returns the same."""
+        if torch.compiler.is_compiling():
+            return self.norm(x)
+        return self.layer.run(x.float()).to(x.dtype)
+
+
 def layer_of(linear, norm=None, activation=None):
     """The Layer of a linear layer that can_be_layer()."""
     if hasattr(linear, 'matrix'):
@@ -107,6 +129,7 @@ def decode_in_cpp(gpt, most_rows):
             gpt.transformer.h[i] = DecodingBlock(block, gpt.config, most_rows)
     if can_be_layer(gpt.lm_head):
         gpt.lm_head = DecodingHead(gpt.lm_head, most_rows)
+        gpt.transformer.ln_f = DecodingNorm(gpt.transformer.ln_f, gpt.config.n_embd)
 
 
 def decodes_in_cpp(gpt, rows):

@@ -117,7 +117,8 @@ class Layer:
 
     def __init__(self, weights, bits, inputs, outputs, bias=None, norm=None, activation=None):
         """weights: float32 or bfloat16 (outputs, inputs), contiguous; or uint8 tiles as
-        cpp/linear.h describes them. bits: of a weight, 32, 16, 8 or 4.
+        cpp/quantized.h describes them; None: only the norm is computed. bits: of a weight, 32, 16,
+        8 or 4. inputs: a multiple of GROUP.
 
         bias: (outputs,), or None. norm: an nn.LayerNorm or nn.RMSNorm of the inputs, or None.
         activation: a key of ACTIVATIONS."""
@@ -130,7 +131,7 @@ class Layer:
         self._tensors = [weights, bias, norm_weight, norm_bias]  # the fields point into them
         self._width = outputs // 2 if activation == 'swiglu' else outputs
         self._fields = _LayerFields(
-            weights=weights.data_ptr(), bits=bits, inputs=inputs, outputs=outputs,
+            weights=pointer(weights), bits=bits, inputs=inputs, outputs=outputs,
             bias=pointer(bias), norm=NORMS[norm_name], norm_weight=pointer(norm_weight),
             norm_bias=pointer(norm_bias), norm_eps=getattr(norm, 'eps', 0.0),
             activation=ACTIVATIONS[activation])

@@ -14,7 +14,7 @@ struct Layer {
     int64_t rows;
     int64_t threads;
     // These do not.
-    const void* weights;
+    const void* weights;       // nullptr: y = norm(x)
     int64_t bits;              // of a weight: 32 or 16 (bfloat16), or quantised to 8 or 4
     int64_t inputs;
     int64_t outputs;
@@ -119,6 +119,12 @@ inline void multiply(const Layer& layer, const float* x, float* y) {
 
 inline void run(const Layer& layer) {
     const float* x = layer.x;
+    if (!layer.weights) {  // the norm alone
+        each_of(layer.rows, layer.threads, [&](int64_t row) {
+            normalise(layer, x + row * layer.inputs, layer.y + row * layer.inputs);
+        });
+        return;
+    }
     std::vector<float> normalised;
     if (layer.norm != NO_NORM) {
         normalised.resize(layer.rows * layer.inputs);
