@@ -153,4 +153,5 @@ def test_a_compiled_model_uses_torch(runs):
     runs.clear()
     gpt.compile(backend='eager', dynamic=True)
     assert torch.equal(gpt.generate(prompt, 5, temperature=0), expected)
-    assert runs == [gpt.transformer.ln_f.layer, gpt.lm_head.layer]  # after the prompt, which is never read by compiled code
+    # After the prompt, which is never read by compiled code.
+    assert runs == [gpt.transformer.ln_f.layer, gpt.lm_head.layer]
