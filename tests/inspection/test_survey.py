@@ -207,8 +207,12 @@ def varied(documents):
     """Texts of several kinds."""
     texts = {}
     for number in range(documents):
-        text = f'Document {number} has a line of its own.\nAnd this line is in all of them.\n'
-        texts[f'{number:03}.txt'] = text * (number % 5 + 1) + '\x01' * (number % 3)
+        parts = []
+        for _ in range(number % 5 + 1):
+            parts.append(f'Document {number} has a line of its own.\n')
+            parts.append('And this line is in all of them.\n')
+        parts.append(''.rjust(number % 3, '\x01'))
+        texts[f'{number:03}.txt'] = ''.join(parts)
     texts['double.txt'] = texts['003.txt']
     return texts
 
@@ -235,8 +239,9 @@ def novel(lines=2000):
         parts.append(f'Line {line} of a novel\nThis line is in all of its pieces\n')
         if line % 100 == 0:
             parts.append('a bell \x07\nand mojibake: Ã©\n')
-    parts.insert(lines // 2, 'z' * (LONG_LINE + 5) + '\n')
-    parts.append('y' * 3 * LONG_LINE)
+    long_line = ''.rjust(LONG_LINE + 5, 'z')
+    parts.insert(lines // 2, f'{long_line}\n')
+    parts.append(''.rjust(3 * LONG_LINE, 'y'))
     return ''.join(parts)
 
 
@@ -274,7 +279,7 @@ def test_no_line_is_in_more_documents_than_there_are(tmp_path, small_pieces, mon
 
 
 def test_a_line_that_is_longer_than_a_piece(tmp_path, small_pieces):
-    line = 'x' * 7 + 'y' * 3 * LONG_LINE
+    line = 'xxxxxxx' + ''.rjust(3 * LONG_LINE, 'y')
     facts = survey_of(tmp_path, {'a.txt': f'{line}\n{line[:LONG_LINE]}\nend'})
     assert facts['long_line_characters'] == len(line)
     assert [found['characters'] for found in facts['longest_lines']] == [len(line)]

@@ -154,10 +154,6 @@ struct Int8 {
     const uint8_t* tiles;
     int64_t groups;  // of an output
 
-    const uint8_t* factors(int64_t tile) const {
-        return tiles + tile * groups * (FACTOR_BYTES + NUMBER_BYTES);
-    }
-
     static Factors read_factors(const uint8_t* factors, int part) {
         return {from_bfloat16s((const uint16_t*)factors + part * LANES), Vector{}};
     }
@@ -179,10 +175,6 @@ struct Int4 {
     const uint8_t* tiles;
     int64_t groups;
 
-    const uint8_t* factors(int64_t tile) const {
-        return tiles + tile * groups * (FACTOR_BYTES + NUMBER_BYTES);
-    }
-
     static Factors read_factors(const uint8_t* factors, int part) {
         Words both;
         memcpy(&both, factors + part * 4 * LANES, sizeof both);
@@ -198,6 +190,13 @@ struct Int4 {
     }
 };
 
+// The factors of a tile, which its numbers follow.
+template <class Weights>
+inline const uint8_t* factors_of(const Weights& weights, int64_t tile) {
+    const int64_t bytes = weights.groups * (Weights::FACTOR_BYTES + Weights::NUMBER_BYTES);
+    return weights.tiles + tile * bytes;
+}
+
 // ---- linear layers ----
 
 constexpr int ROWS_TOGETHER = LANES == 16 ? 12 : 4;  // with the weights, they fill the registers
@@ -207,7 +206,7 @@ template <class Weights, int ROWS>
 void multiply_part(const Weights& weights, const RoundedGroup* x, const float* bias, float* y,
                    int64_t outputs, int64_t tile, int part) {
     const int64_t groups = weights.groups;
-    const uint8_t* factors = weights.factors(tile);
+    const uint8_t* factors = factors_of(weights, tile);
     const uint8_t* numbers = factors + groups * Weights::FACTOR_BYTES;
     Vector sums[ROWS];
 #pragma GCC unroll 12
@@ -280,7 +279,7 @@ void dequantise(const Weights& weights, const int64_t* listed, float* floats, in
         const int64_t tile = output / TILE;
         const int part = output % TILE / LANES;
         const int lane = output % LANES;
-        const uint8_t* factors = weights.factors(tile);
+        const uint8_t* factors = factors_of(weights, tile);
         const uint8_t* numbers = factors + groups * Weights::FACTOR_BYTES;
         for (int64_t group = 0; group < groups; group++) {
             const Factors factor =
